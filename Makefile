@@ -1,0 +1,38 @@
+# Every target sets up what it needs in one virtual environment in this checkout.
+PYTHON ?= $(firstword $(shell command -v python3.11) $(shell command -v python3))
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+# uv does not read pip's settings: hand it pip's folder of local wheels, if this machine has one.
+LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_ALBUMENTATIONS_UPDATE := 1
+# Let the first import leave its bytecode behind: without it every `import lightning` compiles anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+help:            ## show the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+
+setup: $(VENV)/.stamp ## create .venv and install everything
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip install --quiet --python $(PY) $(addprefix --find-links ,$(LINKS)) \
+	    --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup      ## train on the embedded photographs for some minutes, score, draw
+	$(PY) -m opir_lightning.train experiment=demo
+
+test: setup      ## the fast test suite
+	$(PY) -m pytest
+
+check: setup     ## lint, layer rule, types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

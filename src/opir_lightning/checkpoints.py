@@ -1,0 +1,254 @@
+"""Weights on disk: written atomically, checked before anything is built, and never able to run code.
+
+A weights file is safetensors with three entries in its header: ``format``, ``settings`` (the model's constructor
+arguments, JSON) and ``metadata`` (whatever the writer wants to tell, JSON). Lightning checkpoints of a training run are
+read too: ``model_settings`` and, under ``state_dict``, the averaged weights (the live ones are in
+``current_model_state``, see ``lightning.pytorch.callbacks.WeightAveraging``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from opir_lightning.errors import UserError
+from opir_lightning.models import OPIR
+
+FORMAT = "opir-lightning/1"
+LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
+LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile file, and would hang the construction
+
+_NET_PREFIX = "net."
+_WEIGHTS_DIR = Path(__file__).parent / "weights"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Header(NamedTuple):
+    """What a weights file says about itself.
+
+    Attributes:
+        format: ``"opir-lightning/1"``, or ``"lightning"`` for a checkpoint of a training run.
+        settings: the model's constructor arguments.
+        metadata: what the writer added; for a training checkpoint its ``epoch`` and ``step``.
+    """
+
+    format: str
+    settings: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, either the old or the new content is there in full.
+
+    The bytes go to a temporary file in the same folder, to the disk, and only then take the name. Missing folders are
+    created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, str | int | float | bool] | None = None) -> None:
+    """Write a model's weights and settings as one safetensors file, atomically.
+
+    Args:
+        path: file to write, ``.safetensors``; an existing one is replaced.
+        model: its ``state_dict`` is stored with the dtypes it has.
+        metadata: plain values for the reader, e.g. ``{"step": 20000, "psnr": 27.1}``.
+
+    Raises:
+        UserError: the path has another suffix, which no reader would recognise.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"Weights are written as safetensors, so '{path}' must end in .safetensors.")
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    header = {"format": FORMAT, "settings": json.dumps(model.settings), "metadata": json.dumps(dict(metadata or {}))}
+    write_atomically(path, safetensors.torch.save(tensors, header))
+
+
+def available_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(path.stem for path in _WEIGHTS_DIR.glob("*.safetensors"))
+
+
+def find_weights(path_or_name: Path | str) -> Path:
+    """The weights file that a command-line argument means.
+
+    Args:
+        path_or_name: name of packaged weights, a ``.safetensors`` or ``.ckpt`` file, or the folder of a training run
+            (its ``model.safetensors``, otherwise its ``checkpoints/last.ckpt``). A packaged name wins over a file or
+            folder of the same name; write ``./NAME`` for that.
+
+    Raises:
+        UserError: nothing there.
+    """
+    names = available_weights()
+    if str(path_or_name) in names:
+        return _WEIGHTS_DIR / f"{path_or_name}.safetensors"
+    path = Path(path_or_name)
+    if path.is_dir():
+        candidates = (path / "model.safetensors", path / "checkpoints" / "last.ckpt")
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise UserError(f"The folder '{path}' holds neither model.safetensors nor checkpoints/last.ckpt.")
+    if not path.is_file():
+        packaged = f"the packaged names are {', '.join(names)}" if names else "no weights come with this installation"
+        raise UserError(f"There is no weights file '{path}', and {packaged}; pass the path of a .safetensors or .ckpt.")
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise UserError(f"'{path}' is no weights file: it must end in .safetensors or .ckpt.")
+    return path
+
+
+def read_header(path_or_name: Path | str) -> Header:
+    """Settings and metadata of a weights file, without building a model.
+
+    Raises:
+        UserError: the file is missing, broken, or from something else.
+    """
+    return _read(find_weights(path_or_name), tensors=False)[0]
+
+
+def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu") -> tuple[OPIR, Header]:
+    """Build the model that a weights file describes and fill in its weights.
+
+    Names, shapes and dtypes of all tensors are compared with those the settings call for before memory is taken for
+    the model. Half-precision weights are widened to float32.
+
+    Args:
+        path_or_name: as in `find_weights`.
+        map_location: device of the result.
+
+    Returns:
+        The model in evaluation mode, and the header.
+
+    Raises:
+        UserError: the file is missing, broken, from something else, or holds values that are not finite.
+    """
+    path = find_weights(path_or_name)
+    header, tensors = _read(path, tensors=True)
+    # Where the weights were trained says nothing about where they run: the fastest backend there is chosen anew.
+    settings = {**header.settings, "backend": "auto"} if "backend" in header.settings else header.settings
+    try:
+        with torch.device("meta"), _WithoutValues():
+            expected = OPIR.from_settings(settings).state_dict()
+    except UserError as error:
+        raise UserError(f"'{path}' cannot be used: {error}") from error
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise UserError(f"The settings in '{path}' describe no network that can be built ({_first(error)}).") from error
+    _compare(path, tensors, expected)
+    model = OPIR.from_settings(settings)
+    model.load_state_dict(tensors)
+    return model.to(map_location).eval(), header
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[Header, dict[str, Tensor]]:
+    header, values = _read_ckpt(path) if path.suffix == ".ckpt" else _read_safetensors(path, tensors=tensors)
+    _check_settings(path, header.settings)
+    return header, values
+
+
+def _read_safetensors(path: Path, *, tensors: bool) -> tuple[Header, dict[str, Tensor]]:
+    try:
+        with path.open("rb") as file:
+            announced = int.from_bytes(file.read(8), "little")
+        if announced > LARGEST_HEADER:
+            raise UserError(f"'{path}' is not a safetensors file: its header would have {announced} bytes.")
+        with safe_open(path, framework="pt") as file:
+            raw = file.metadata() or {}
+            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}' is not a complete safetensors file ({_first(error)}).") from error
+    if raw.get("format") != FORMAT:
+        kind = raw.get("format", "nothing")
+        raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind[:40]}'.")
+    try:
+        settings, metadata = json.loads(raw.get("settings", "")), json.loads(raw.get("metadata", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The header of '{path}' is damaged: its settings or metadata are no JSON.") from error
+    if not isinstance(metadata, dict):
+        raise UserError(f"The header of '{path}' is damaged: its metadata are no table of names and values.")
+    return Header(FORMAT, settings, metadata), values
+
+
+def _read_ckpt(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    try:
+        # mmap: the optimizer's state, twice the size of the weights, stays on the disk.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(
+            f"'{path}' is not a training checkpoint of this program: it is damaged or holds more than plain data."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"'{path}' is not a training checkpoint: it has no 'state_dict'.")
+    if "model_settings" not in checkpoint:
+        raise UserError(f"'{path}' was written by another program: it has no 'model_settings'.")
+    state = checkpoint["state_dict"]
+    weights = {key.removeprefix(_NET_PREFIX): state[key] for key in state if str(key).startswith(_NET_PREFIX)}
+    metadata = {
+        name: checkpoint[key] for name, key in (("epoch", "epoch"), ("step", "global_step")) if key in checkpoint
+    }
+    return Header("lightning", checkpoint["model_settings"], metadata), weights
+
+
+def _check_settings(path: Path, settings: Any) -> None:
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise UserError(f"The header of '{path}' is damaged: its settings are no table of names and values.")
+    for name, value in settings.items():
+        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
+        if not sum(abs(n) for n in numbers) <= LARGEST_SETTING:  # so written, a NaN is refused too
+            raise UserError(f"'{path}' cannot be used: its setting '{name}' adds up to more than {LARGEST_SETTING}.")
+
+
+def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` for the first tensor that is not as the settings call for."""
+    advice = "the file is damaged or belongs to another version of this program"
+    for names, what in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has unknown")):
+        if names:
+            raise UserError(f"'{path}' {what} {len(names)} weights, e.g. '{min(names)}': {advice}.")
+    for name, want in expected.items():
+        have = found[name]
+        if not isinstance(have, Tensor) or have.layout != torch.strided or have.is_quantized:
+            raise UserError(f"'{path}': the weight '{name}' is no plain tensor: {advice}.")
+        if have.shape != want.shape:
+            shapes = f"{tuple(have.shape)} and must be {tuple(want.shape)}"
+            raise UserError(f"'{path}': the weight '{name}' has the shape {shapes}: {advice}.")
+        if have.dtype != want.dtype and not (have.dtype in _FLOATS and want.dtype == torch.float32):
+            raise UserError(f"'{path}': the weight '{name}' is {have.dtype} and must be {want.dtype}: {advice}.")
+        if not bool(have.isfinite().all()):
+            raise UserError(f"'{path}': the weight '{name}' holds values that are not finite; the training diverged.")
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skip initialisation: meta tensors have no values, and drawing them imports the compiler (3.6 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _first(error: BaseException) -> str:
+    """The first line of a library's message, which may have many."""
+    return str(error).strip().split("\n")[0].rstrip(".")[:200] or type(error).__name__

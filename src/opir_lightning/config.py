@@ -1,0 +1,144 @@
+"""The root schema of the configuration, and the check that no key is mistyped, wherever it stands.
+
+Hydra alone accepts any key in an experiment file. The root's keys are those of a dataclass; below it, the constructor
+that a node names with ``_target_`` is the schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opir_lightning.errors import UserError
+
+
+@dataclass
+class TrainConfig:
+    """Everything a training run is made of. The groups name what to build; see the files in conf/."""
+
+    name: str = MISSING  # of the experiment: the run folder is outputs/<name>/<time>
+    tags: list[str] = field(default_factory=list)
+    seed: int = 0
+    tasks: list[str] = MISSING
+    task_code: str = "blind"  # blind: estimate what the picture suffers from; label: it is given
+    resume: str | None = None  # checkpoint to go on from
+    run_dir: str = MISSING
+    threads: int | None = None  # of torch on the CPU; null leaves torch's choice
+    degradations: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = MISSING
+    data: dict[str, Any] = MISSING
+    loss: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
+    trainer: dict[str, Any] = MISSING
+    logger: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """What an evaluation needs."""
+
+    checkpoint: str = MISSING
+    data: dict[str, Any] = MISSING
+    benchmark: dict[str, Any] = MISSING
+    sets: list[str] | None = None
+    task_code: str = "blind"
+    device: str = "auto"
+    tile: int | None = None
+    threads: int | None = None
+    run_dir: str = MISSING
+
+
+def config_dir() -> str:
+    """The folder of the configuration: a wheel's copy inside the package, or the checkout's own."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return str(folder)
+    raise FileNotFoundError("There is no conf/ in or above the opir_lightning package; install it again.")
+
+
+def register_schemas() -> None:
+    """Make the root schemas known to Hydra; called before anything is composed."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def check_keys(config: DictConfig) -> dict[str, Any]:
+    """Resolve a configuration and hold every node with a ``_target_`` against that constructor's signature.
+
+    Returns:
+        The configuration as plain containers.
+
+    Raises:
+        UserError: a key is mistyped, a required one is missing, or an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"The configuration is not complete: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    _check_node(plain, "")
+    return {str(key): value for key, value in plain.items()}
+
+
+def _check_node(node: Any, where: str) -> None:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_node(item, f"{where}[{index}]")
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_target(node, where)
+    for key, value in node.items():
+        _check_node(value, f"{where}.{key}".removeprefix("."))
+
+
+def _check_target(node: Mapping[str, Any], where: str) -> None:
+    from hydra.utils import get_object
+
+    target = str(node["_target_"])
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:
+        raise UserError(f"{where}._target_ is '{target}', and there is no such class or function ({error}).") from error
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if key.startswith("_") and key.endswith("_"):
+            continue
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" It knows: {', '.join(parameters)}."
+            raise UserError(f"'{where}.{key}' is not a setting of {target}.{hint}")
+
+
+def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Print a `UserError` as its one sentence and leave with status 1, without a traceback."""
+
+    def explained(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            if os.environ.get("OPIR_TRACEBACK"):
+                raise
+            sys.exit(1)
+
+    # Hydra reads the name of the job from the function.
+    explained.__name__ = task.__name__
+    explained.__module__ = task.__module__
+    return explained

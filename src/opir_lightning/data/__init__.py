@@ -1,0 +1,5 @@
+"""Where pictures come from: files, pairs, synthetic degradations, their mixture."""
+
+from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder
+
+__all__ = ["BenchmarkNoise", "CleanFolder", "PairedFolder"]

@@ -1,0 +1,184 @@
+"""Lightning's view of the data: which sources are there, the training mixture, the validation sets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from opir_lightning.data.datasets import EvaluationSet, Mixture, Sample, SampleNumbers, collate
+from opir_lightning.data.images import ImageStore
+from opir_lightning.data.sources import Item, Source
+from opir_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class RestorationData(LightningDataModule):
+    """Sources found under a data root, or the embedded photographs without one.
+
+    Args:
+        root: folder with the sets; None takes the embedded photographs.
+        tasks: names of the run's task classes; sources of other tasks are left out.
+        train: training sources by name. Those whose folders are not there are left out, and that is said.
+        val: validation sources by name.
+        val_severity: lowest and highest severity of the synthetic validation pairs, spread evenly over the pictures.
+        val_pictures: at most this many pictures of each validation set.
+        val_centre: validate on the centre square of this side in pixels; None: on whole pictures.
+        crop: side of the training crops in pixels.
+        batch_size: per device.
+        epoch_samples: samples that count as an epoch, over all devices.
+        workers: loader processes.
+        seed: the samples depend on this, the epoch and the index alone.
+        label_share: share of the training samples for which the given label may replace the estimated code.
+        broken_share: a training picture that cannot be read is reported; a larger share of them than this stops.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str],
+        train: Mapping[str, Source],
+        val: Mapping[str, Source],
+        root: str | None = None,
+        val_severity: tuple[float, float] = (0.3, 1.0),
+        val_pictures: int | None = None,
+        val_centre: int | None = None,
+        crop: int = 64,
+        batch_size: int = 8,
+        epoch_samples: int = 8000,
+        workers: int = 0,
+        seed: int = 0,
+        label_share: float = 0.3,
+        broken_share: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.root = None if root is None else Path(root)
+        self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
+        self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
+        self.crop, self.batch_size, self.epoch_samples = crop, batch_size, epoch_samples
+        self.workers, self.seed, self.label_share = workers, seed, label_share
+        self.broken_share = broken_share
+        self.store = ImageStore()
+        self.mixture: Mixture | None = None
+        self.val_sets: list[EvaluationSet] = []
+        self.found: dict[str, int] = {}
+
+    def prepare_sets(self) -> None:
+        """Find and decode everything; called by `setup`, or earlier to fail early and to know the names of the sets.
+
+        Raises:
+            UserError: the root is missing, nothing was found below it, or too many pictures cannot be read.
+        """
+        if self.mixture is not None:
+            return
+        if self.root is None:
+            log.info("No data.root given: using the embedded photographs with synthetic degradations.")
+        elif not self.root.is_dir():
+            raise UserError(f"The data folder '{self.root}' does not exist; set data.root to the folder with the sets.")
+        train = self._usable(self._find(self.train, "train"))
+        if not train:
+            raise UserError(self._nothing_found())
+        self.found = {name: len(items) for name, (_, items) in train.items()}
+        log.info("Training on %s.", ", ".join(f"{name} ({count})" for name, count in self.found.items()))
+        self.mixture = Mixture(
+            train,
+            tasks=self.tasks,
+            store=self.store,
+            crop=self.crop,
+            seed=self.seed,
+            label_share=self.label_share,
+        )
+        self.val_sets = [
+            EvaluationSet(
+                name,
+                source,
+                items[: self.val_pictures],
+                tasks=self.tasks,
+                store=self.store,
+                severity=self.val_severity,
+                centre=self.val_centre,
+            )
+            for name, (source, items) in self._find(self.val, "heldout").items()
+        ]
+
+    def setup(self, stage: str) -> None:
+        self.prepare_sets()
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """The numbered samples, from where a resumed run left off: its steps tell how many were used."""
+        assert self.mixture is not None
+        trainer = self.trainer
+        epoch, steps, accumulate, rank, world = 0, 0, 1, 0, 1
+        if trainer is not None:
+            epoch, steps, accumulate = trainer.current_epoch, trainer.global_step, trainer.accumulate_grad_batches
+            rank, world = trainer.global_rank, trainer.world_size
+        global_batch = self.batch_size * world
+        count = self.epoch_samples // global_batch * global_batch
+        skip = steps * accumulate * global_batch - epoch * count
+        numbers = SampleNumbers(count=count, epoch=epoch, skip=skip % count, rank=rank, world=world)
+        return DataLoader(
+            self.mixture,
+            batch_size=self.batch_size,
+            sampler=numbers,
+            num_workers=self.workers,
+            collate_fn=collate,
+            persistent_workers=False,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            drop_last=True,
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Sample]]:
+        return [DataLoader(val_set, batch_size=1, collate_fn=collate) for val_set in self.val_sets]
+
+    def _find(self, sources: Mapping[str, Source], embedded: str) -> dict[str, tuple[Source, list[Item]]]:
+        """Sources of the run's tasks whose pictures are there."""
+        found: dict[str, tuple[Source, list[Item]]] = {}
+        absent: list[str] = []
+        for name, source in sources.items():
+            if source.task not in self.tasks:
+                continue
+            items = source.items(self.root, embedded=embedded)
+            if items and source.weight > 0:
+                found[name] = (source, items)
+            elif source.weight > 0:
+                absent.append(name)
+        if absent and self.root is not None:
+            log.info("Not found under %s, left out: %s.", self.root, ", ".join(absent))
+        return found
+
+    def _usable(self, sources: dict[str, tuple[Source, list[Item]]]) -> dict[str, tuple[Source, list[Item]]]:
+        """Decode the training pictures; leave out, by name, the few that cannot be read."""
+        paths = {path for _, items in sources.values() for item in items for path in item[1:] if path is not None}
+        broken = self.store.load(paths, what="reading pictures")
+        for error in broken:
+            log.warning("%s", error)
+        if len(broken) > self.broken_share * len(paths):
+            raise UserError(
+                f"{broken[0]} In all {len(broken)} of {len(paths)} training pictures cannot be read; "
+                f"data.broken_share ({self.broken_share:g}) is the share that may be passed over."
+            )
+        readable = {
+            name: (source, [item for item in items if all(p is None or p in self.store for p in item[1:])])
+            for name, (source, items) in sources.items()
+        }
+        return {name: (source, items) for name, (source, items) in readable.items() if items}
+
+    def _nothing_found(self) -> str:
+        if self.root is None:
+            return f"None of the training sources is of the tasks {', '.join(self.tasks)}; set `tasks` or `data.train`."
+        wanted = sorted(
+            {
+                folder
+                for source in self.train.values()
+                if source.task in self.tasks
+                for folder in (getattr(source, "folders", None) or [getattr(source, "degraded", "?")])
+            }
+        )
+        return (
+            f"No training pictures were found in '{self.root}'; expected at least one of the folders "
+            f"{', '.join(wanted)} with pictures in it. Set data.root to the folder that holds them."
+        )

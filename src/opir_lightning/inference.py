@@ -1,0 +1,346 @@
+"""Restore pictures of any size: tiles, devices, and the kinds of input that people have.
+
+The only global quantity of the model, the code, is estimated once from the whole picture and handed to every tile. A
+tiled result therefore equals that of the whole picture wherever the overlap covers the model's receptive field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from opir_lightning.errors import UserError
+from opir_lightning.types import Code, Restoration
+
+if TYPE_CHECKING:
+    from opir_lightning.models import OPIR
+
+WHOLE_LIMIT = 2**20  # pixels up to which a picture is restored in one piece
+AUTO_TILE = 512
+AUTO_OVERLAP = 64  # see restore_tiled
+
+Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
+TileSize = int | Literal["auto"] | None
+
+
+class Tile(NamedTuple):
+    """A piece of the work; slices of rows and columns.
+
+    Attributes:
+        window: part of the picture that the model sees.
+        kept: part of the picture that this tile delivers.
+        inner: ``kept``, counted from the corner of the window.
+    """
+
+    window: tuple[slice, slice]
+    kept: tuple[slice, slice]
+    inner: tuple[slice, slice]
+
+
+def plan_tiles(height: int, width: int, *, tile: int | None, overlap: int, stride: int) -> list[Tile]:
+    """Cut a picture into tiles: the kept parts cover every pixel once, the windows extend them by the overlap.
+
+    Args:
+        height: of the picture, in pixels.
+        width: of the picture.
+        tile: largest side of a kept part, rounded up to a multiple of ``stride``; None for one tile. The sides are
+            evened out, so that no tile is a sliver with much overlap.
+        overlap: pixels that a window adds on every side, rounded up to a multiple of ``stride``, less at the border.
+        stride: all windows start at multiples of it, so that the model's grid lies as in the whole picture.
+    """
+    rows, columns = (_spans(length, tile, overlap, stride) for length in (height, width))
+    pairs = [(row, column) for row in rows for column in columns]
+    return [Tile(*((r, c) for r, c in zip(row, column, strict=True))) for row, column in pairs]
+
+
+def _spans(length: int, tile: int | None, overlap: int, stride: int) -> list[tuple[slice, slice, slice]]:
+    """(window, kept, inner) along one axis."""
+    count = 1 if tile is None else -(-length // _round_up(tile, stride))
+    step, margin = _round_up(-(-length // count), stride), _round_up(overlap, stride)
+    spans = []
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        window = slice(max(start - margin, 0), min(stop + margin, length))
+        spans.append((window, slice(start, stop), slice(start - window.start, stop - window.start)))
+    return spans
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def iterate_tiles(
+    model: OPIR, image: Tensor, *, tile: int | None, overlap: int | None = None, code: Code
+) -> Iterator[tuple[Tile, Restoration, int]]:
+    """Restore tile by tile: yields the tile, its kept part on the model's device, and the number of tiles.
+
+    Arguments as in `restore_tiled`, which collects what this yields; only one tile's tensors exist at a time.
+    """
+    if (tile is not None and tile < 1) or (overlap is not None and overlap < 0):
+        raise ValueError(f"tile must be positive and overlap not negative, got {tile} and {overlap}")
+    margin = min(model.receptive_field, AUTO_OVERLAP) if overlap is None else overlap
+    tiles = plan_tiles(*image.shape[-2:], tile=tile, overlap=margin, stride=model.stride)
+    for part in tiles:
+        yield part, _restore_window(model, image, part, code), len(tiles)
+
+
+@torch.inference_mode()
+def _restore_window(model: OPIR, image: Tensor, part: Tile, code: Code) -> Restoration:
+    result = model(_as_float(image[..., *part.window], code.task.device), code)
+    cut = (..., *part.inner)
+    return Restoration(result.coarse[cut], result.uncertainty[cut], result.refined[cut], result.task_logits)
+
+
+@torch.inference_mode()
+def _estimate_code(model: OPIR, image: Tensor, task: int | None) -> Code:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    label = None if task is None else torch.full((len(image),), task, dtype=torch.int64, device=device)
+    return model.estimate_code(_as_float(image, device), label)
+
+
+def _as_float(image: Tensor, device: torch.device) -> Tensor:
+    image = image.to(device)  # first, so that 8-bit pictures travel as 8 bits
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+def restore_tiled(
+    model: OPIR,
+    image: Tensor,
+    *,
+    tile: int | None,
+    overlap: int | None = None,
+    code: Code | None = None,
+    task: int | None = None,
+    progress: Progress | None = None,
+) -> Restoration:
+    """Restore a picture in tiles, into buffers on the CPU.
+
+    Args:
+        model: in evaluation mode.
+        image: ``(B, 3, H, W)`` RGB, float in [0, 1] or uint8, any size from 1x1, on any device.
+        tile: side of the part that one tile delivers, in pixels; None restores the picture in one piece. The model
+            sees windows of up to ``tile + 2 * overlap``, which sets the memory.
+        overlap: what a window adds on every side. ``model.receptive_field`` gives the result of the whole picture;
+            None takes that or 64 pixels, whichever is less.
+        code: what the picture suffers from, on the model's device; estimated once from the whole picture if None.
+        task: index of the task where it is known; read only if ``code`` is None.
+        progress: called with (tiles done, tiles in all).
+
+    Returns:
+        float32 on the CPU, of the size of ``image``, not clamped.
+
+    Raises:
+        ValueError: the image is not ``(B, 3, H, W)`` or is empty, tile is below 1 or overlap below 0.
+    """
+    if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
+        raise ValueError(f"expected (B, 3, H, W) with at least one pixel, got {tuple(image.shape)}")
+    code = code or _estimate_code(model, image, task)
+    batch, _, height, width = image.shape
+    coarse, uncertainty, refined = (torch.empty(batch, channels, height, width) for channels in (3, 1, 3))
+    parts = iterate_tiles(model, image, tile=tile, overlap=overlap, code=code)
+    for done, (part, result, total) in enumerate(parts, start=1):
+        coarse[..., *part.kept] = result.coarse
+        uncertainty[..., *part.kept] = result.uncertainty
+        refined[..., *part.kept] = result.refined
+        if progress:
+            progress(done, total)
+    return Restoration(coarse, uncertainty, refined, code.task_logits.float().cpu().clone())
+
+
+@contextmanager
+def open_picture(path: Path | str) -> Iterator[Image.Image]:
+    """Open a picture file; whatever its decoder stumbles over within the block becomes a `UserError`."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"There is no picture '{path}'.") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"'{path}' cannot be read as a picture: its content is of no known kind.") from error
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise UserError(f"'{path}' cannot be read as a picture: {str(error) or type(error).__name__}.") from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels ``(H, W, 3)`` uint8 of a picture of any kind, turned upright; 16 bits are scaled to 8, alpha dropped.
+
+    Raises:
+        UserError: the picture holds floating-point values, whose range is unknown, or integers beyond 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise UserError("The picture holds floating-point values; convert it to 8-bit RGB first.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError("The picture holds values beyond 16 bits; convert it to 8-bit RGB first.")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+class Restorer:
+    """A trained model, ready for pictures. Safe to call from several threads.
+
+    Args:
+        model: any `opir_lightning.models.OPIR`; it is moved to the device and set to evaluation mode.
+        device: ``"auto"`` (CUDA if there is one), or a torch device.
+
+    Example:
+        ``Restorer.from_pretrained("model.safetensors").restore_image(Image.open("rainy.jpg")).save("dry.jpg")``
+    """
+
+    def __init__(self, model: Any, *, device: torch.device | str = "auto") -> None:
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.tasks: tuple[str, ...] = tuple(model.tasks)
+        self.metadata: Mapping[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(cls, weights: Path | str, device: torch.device | str = "auto") -> Restorer:
+        """Load packaged weights by name, or a ``.safetensors`` or ``.ckpt`` file, or a run folder.
+
+        Raises:
+            UserError: the file is missing, broken or from something else, or there is no such device.
+        """
+        from opir_lightning.checkpoints import load_model
+
+        model, header = load_model(weights, choose_device(device))
+        restorer = cls(model, device=device)
+        restorer.metadata = header.metadata
+        return restorer
+
+    def __call__(
+        self,
+        image: Tensor | np.ndarray | Image.Image | Path | str,
+        *,
+        task: str | None = None,
+        tile: TileSize = "auto",
+        overlap: int | None = None,
+        progress: Progress | None = None,
+    ) -> Restoration:
+        """Restore one picture, or a batch of one size.
+
+        Args:
+            image: ``(3, H, W)`` or ``(B, 3, H, W)`` tensor, float in [0, 1] or uint8; ``(H, W, 3)`` or ``(H, W)``
+                array, alike; a PIL picture; or the path of one.
+            task: name of the degradation where it is known; None or ``"auto"`` estimates it.
+            tile: side of a tile in pixels, None for one piece; ``"auto"``: one piece up to a megapixel, 512 beyond.
+            overlap: as in `restore_tiled`.
+            progress: called with (tiles done, tiles in all).
+
+        Returns:
+            Always with the batch dimension, float32 on the CPU, not clamped.
+
+        Raises:
+            UserError: the task is unknown, the picture unreadable, or its values are not in [0, 1].
+        """
+        batch = _as_batch(image)
+        tile = choose_tile(tile, *batch.shape[-2:])
+        code = self._code(batch, task)
+        return restore_tiled(self.model, batch, tile=tile, overlap=overlap, code=code, progress=progress)
+
+    def restore_image(self, picture: Image.Image, *, task: str | None = None, tile: TileSize = "auto") -> Image.Image:
+        """Restore a PIL picture of any mode to an 8-bit RGB one, turned upright."""
+        return Image.fromarray(self.restore_pixels(to_rgb(picture), task=task, tile=tile)[0])
+
+    def restore_pixels(
+        self,
+        pixels: np.ndarray,
+        *,
+        task: str | None = None,
+        tile: TileSize = "auto",
+        overlap: int | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Restore ``(H, W, 3)`` uint8; only one tile at a time is in float, so a large picture needs little memory.
+
+        Arguments as in `__call__`.
+
+        Returns:
+            ``(H, W, 3)`` uint8, and the uncertainty ``(H, W)`` float16, in image units.
+        """
+        if pixels.dtype != np.uint8:
+            raise ValueError(f"expected uint8 pixels, got {pixels.dtype}")
+        image = _as_batch(pixels)
+        refined, uncertainty = np.empty(pixels.shape, np.uint8), np.empty(pixels.shape[:2], np.float16)
+        tile, code = choose_tile(tile, *pixels.shape[:2]), self._code(image, task)
+        parts = iterate_tiles(self.model, image, tile=tile, overlap=overlap, code=code)
+        for done, (part, result, total) in enumerate(parts, start=1):
+            eight_bit = (result.refined[0].clamp(0, 1) * 255).round().byte()
+            refined[part.kept] = eight_bit.permute(1, 2, 0).cpu().numpy()
+            uncertainty[part.kept] = result.uncertainty[0, 0].half().cpu().numpy()
+            if progress:
+                progress(done, total)
+        return refined, uncertainty
+
+    def task_index(self, task: str | None) -> int | None:
+        """Index of a task's name, None for None and ``"auto"``; `UserError` for a name the model does not know."""
+        if task is None or task == "auto":
+            return None
+        if task not in self.tasks:
+            raise UserError(
+                f"This model knows no task '{task}'; it knows {', '.join(self.tasks)}, and 'auto' estimates."
+            )
+        return self.tasks.index(task)
+
+    def _code(self, image: Tensor, task: str | None) -> Code:
+        return _estimate_code(self.model, image, self.task_index(task))
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU; a named device must be there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"There is no kind of device '{device}'; use auto, cpu or cuda.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("The device 'cuda' was asked for and torch finds no usable GPU; use auto or cpu.")
+    return chosen
+
+
+def choose_tile(tile: TileSize, height: int, width: int) -> int | None:
+    """Resolve ``"auto"``: one piece up to a megapixel, tiles of 512 beyond."""
+    if tile != "auto":
+        return tile
+    return None if height * width <= WHOLE_LIMIT else AUTO_TILE
+
+
+def _as_batch(image: Tensor | np.ndarray | Image.Image | Path | str) -> Tensor:
+    """``(B, 3, H, W)``, uint8 or float32, checked."""
+    if isinstance(image, Path | str):
+        with open_picture(image) as opened:
+            image = to_rgb(opened)
+    if isinstance(image, Image.Image):
+        image = to_rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(f"An array must be (H, W, 3) or (H, W), and this one is {image.shape}.")
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    batch = image[None] if image.ndim == 3 else image
+    if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
+        raise UserError(
+            f"A tensor must be (3, H, W) or (B, 3, H, W) and not empty, and this one is {tuple(image.shape)}."
+        )
+    if batch.dtype == torch.uint8:
+        return batch
+    if not batch.is_floating_point():
+        raise UserError(f"Pixels must be uint8, or floating-point in [0, 1], and these are {batch.dtype}.")
+    low, high = batch.min().item(), batch.max().item()
+    if not (low >= -1 and high <= 2):  # noise may leave [0, 1]; so written, a NaN is refused too
+        raise UserError(
+            f"Pixels must be in [0, 1], and these reach from {low:g} to {high:g}; divide 8-bit values by 255."
+        )
+    return batch.float()

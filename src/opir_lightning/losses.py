@@ -1,0 +1,130 @@
+"""Named loss terms over both stages; every one can be weighted, switched off and logged by its name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from opir_lightning.types import Restoration
+
+
+class LossTerms(NamedTuple):
+    """The loss and what it is made of.
+
+    Attributes:
+        total: scalar to minimise.
+        terms: detached scalars by name, before their weights.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return F.l1_loss(prediction, target)
+
+
+def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
+    """Mean of ``sqrt(error² + eps²)``, an L1 that is smooth at zero (Charbonnier et al., 1994)."""
+    return ((prediction - target).square() + eps**2).sqrt().mean()
+
+
+def rmse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Root-mean-square error of each picture, then the mean; weighs damaged pictures less than the MSE does."""
+    # 1e-6 is a thousandth of an 8-bit level squared: it only keeps the gradient finite where nothing is wrong.
+    return ((prediction - target).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
+
+
+def log_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Natural logarithm of each picture's mean square error, then the mean: minus the PSNR in units of 4.34 dB.
+
+    Floored at 40 dB: beyond, an undamaged picture would draw the whole gradient to itself.
+    """
+    return ((prediction - target).square().mean((1, 2, 3)) + 1e-4).log().mean()
+
+
+def frequency(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the orthonormal 2-D Fourier coefficients (as in MIMO-UNet, arXiv:2108.05054)."""
+    difference = torch.fft.rfft2((prediction - target).float(), norm="ortho")
+    return torch.view_as_real(difference).abs().mean()
+
+
+def uncertainty_nll(coarse: Tensor, uncertainty: Tensor, target: Tensor, beta: float) -> Tensor:
+    r"""Laplace negative log-likelihood of the first stage, weighted by :math:`U^\beta` without gradient.
+
+    .. math:: U^\beta \left( |J_1 - J| / U + \log U \right)
+
+    with the mean over the colours for :math:`|J_1 - J|`. Unweighted (beta 0), a pixel that is declared uncertain hardly
+    pulls on the picture, and the net buys a low loss by giving up on hard pixels; with beta 1 every pixel pulls as it
+    does in an L1 (Seitzer et al., arXiv:2203.09168, there for the Gaussian).
+
+    Args:
+        coarse: ``(B, 3, H, W)``.
+        uncertainty: ``(B, 1, H, W)``, positive.
+        target: ``(B, 3, H, W)``.
+        beta: between 0 and 1.
+    """
+    error = (coarse - target).abs().mean(1, keepdim=True)
+    nll = error / uncertainty + uncertainty.log()
+    return (uncertainty.detach() ** beta * nll).mean()
+
+
+PICTURE_TERMS = {"l1": l1, "charbonnier": charbonnier, "rmse": rmse, "log_mse": log_mse, "frequency": frequency}
+
+
+class RestorationLoss:
+    """Weighted sum of the named terms. A term of weight 0 is neither computed nor logged.
+
+    Args:
+        l1, charbonnier, rmse, log_mse, frequency: weights of the terms between a stage's result and the clean picture.
+        uncertainty: weight of `uncertainty_nll`.
+        task: weight of the cross-entropy of the estimated task against the label.
+        coarse: factor for the picture terms of stage 1; stage 2 has 1.
+        beta: see `uncertainty_nll`.
+    """
+
+    def __init__(
+        self,
+        *,
+        l1: float = 0.0,
+        charbonnier: float = 0.0,
+        rmse: float = 0.0,
+        log_mse: float = 0.0,
+        frequency: float = 0.0,
+        uncertainty: float = 0.0,
+        task: float = 0.0,
+        coarse: float = 0.5,
+        beta: float = 1.0,
+    ) -> None:
+        weights = {"l1": l1, "charbonnier": charbonnier, "rmse": rmse, "log_mse": log_mse, "frequency": frequency}
+        self.picture_weights = {name: weight for name, weight in weights.items() if weight}
+        self.uncertainty, self.task, self.coarse, self.beta = uncertainty, task, coarse, beta
+
+    def __call__(self, restored: Restoration, clean: Tensor, task: Tensor) -> LossTerms:
+        """Loss of a batch.
+
+        Args:
+            restored: what the network gave for the batch.
+            clean: ``(B, 3, H, W)`` in [0, 1].
+            task: ``(B,)`` int64 labels.
+        """
+        one_stage = restored.refined is restored.coarse
+        stages = {"refined": (restored.refined, 1.0)}
+        if not one_stage and self.coarse:
+            stages["coarse"] = (restored.coarse, self.coarse)
+        weighted: list[tuple[str, Tensor, float]] = []
+        for stage, (picture, factor) in stages.items():
+            for name, weight in self.picture_weights.items():
+                weighted.append((f"{stage}/{name}", PICTURE_TERMS[name](picture, clean), weight * factor))
+        # A map that is not learned has no gradient to give: its likelihood is no loss.
+        if self.uncertainty and restored.uncertainty.requires_grad:
+            nll = uncertainty_nll(restored.coarse, restored.uncertainty, clean, self.beta)
+            weighted.append(("uncertainty", nll, self.uncertainty))
+        if self.task and restored.task_logits.shape[1] > 1:
+            weighted.append(("task", F.cross_entropy(restored.task_logits, task), self.task))
+        total = torch.stack([value * weight for _, value, weight in weighted]).sum()
+        return LossTerms(total, {name: value.detach() for name, value, _ in weighted})

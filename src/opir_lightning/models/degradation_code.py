@@ -1,0 +1,182 @@
+"""The code: what a picture suffers from, and how much, from statistics of a few native-resolution crops."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opir_lightning.types import Code
+
+_LUMA = (0.299, 0.587, 0.114)
+_SCALES = 3
+_DIRECTIONS = 4
+_PER_DIRECTION = 5
+STATISTICS = 22 + _SCALES * _DIRECTIONS * _PER_DIRECTION
+
+
+def image_statistics(image: Tensor) -> Tensor:
+    """Hand-made numbers in which the degradations differ; no gradient flows into the picture.
+
+    Colours tell haze and low light (mean, deviation, dark channel, He et al., CVPR 2009); the distribution of the
+    differences in four directions at three scales tells noise (heavy at the finest scale, the same in all directions),
+    rain (skewed, in one direction), blur (light at the finest scale) and clean texture apart. A small convolutional
+    net needs far longer to find these out.
+
+    Args:
+        image: ``(B, 3, H, W)``, RGB in [0, 1], sides of at least 16.
+
+    Returns:
+        ``(B, STATISTICS)`` float32, of the order of one.
+    """
+    image = image.detach().float().clamp(0, 1)
+    luma = (image * image.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    parts = [_colour_statistics(image, luma), _fine_statistics(image, luma)]
+    scale = luma
+    for level in range(_SCALES):
+        if level:
+            scale = F.avg_pool2d(scale, 2)
+        parts.extend(_difference_statistics(d) for d in _differences(scale))
+    return torch.cat(parts, dim=1)
+
+
+def _colour_statistics(image: Tensor, luma: Tensor) -> Tensor:
+    """Mean, deviation and extremes of the colours, dark channel, share of clipped pixels: 17 numbers."""
+    smooth = F.avg_pool2d(image, 4)  # the extremes of single pixels only tell the noise
+    dark = -F.max_pool2d(-image.amin(1, keepdim=True), 7, stride=2)
+    return torch.cat(
+        [
+            image.mean((2, 3)),
+            image.std((2, 3)),
+            smooth.amin((2, 3)),
+            smooth.amax((2, 3)),
+            dark.mean((2, 3)),
+            dark.amax((2, 3)),
+            (luma < 2.5 / 255).float().mean((2, 3)),
+            (luma > 252.5 / 255).float().mean((2, 3)),
+            (luma.mean((2, 3)) + 1e-3).log(),
+        ],
+        dim=1,
+    )
+
+
+def _fine_statistics(image: Tensor, luma: Tensor) -> Tensor:
+    """Laplacian of the luminance and of a colour difference at the finest scale: 5 numbers."""
+    inner = luma[..., 1:-1, 1:-1]
+    around = luma[..., :-2, 1:-1] + luma[..., 2:, 1:-1] + luma[..., 1:-1, :-2] + luma[..., 1:-1, 2:]
+    laplacian = (inner - around / 4).abs()
+    chroma = image[:, :1] - image[:, 1:2]  # texture is mostly grey, sensor noise is not
+    chroma_difference = (chroma[..., 1:] - chroma[..., :-1]).abs()
+    mean = laplacian.mean((2, 3))
+    return torch.cat(
+        [
+            (mean + 1e-3).log(),
+            ((laplacian.square().mean((2, 3)) + 1e-8).sqrt() + 1e-3).log(),
+            (laplacian < 0.3 * mean[..., None, None]).float().mean((2, 3)),
+            (chroma_difference.mean((2, 3)) + 1e-3).log(),
+            (chroma_difference < 1.5 / 255).float().mean((2, 3)),
+        ],
+        dim=1,
+    )
+
+
+def _differences(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Signed differences to the right, below, and along both diagonals."""
+    return (
+        x[..., 1:] - x[..., :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    )
+
+
+def _difference_statistics(d: Tensor) -> Tensor:
+    """Shape of a distribution of differences: scale, small shares, asymmetry, heaviness of the tail."""
+    size = d.abs()
+    mean = size.mean((2, 3))
+    rms = (d.square().mean((2, 3)) + 1e-8).sqrt()
+    return torch.cat(
+        [
+            (mean + 1e-3).log(),
+            (size < 0.3 * mean[..., None, None]).float().mean((2, 3)),
+            (size < 1.5 / 255).float().mean((2, 3)),
+            (d.pow(3).mean((2, 3)) / rms.pow(3)).clamp(-5, 5),
+            mean / rms,
+        ],
+        dim=1,
+    )
+
+
+class CodeEstimator(nn.Module):
+    """Estimate the code of a picture from statistics of crops that look like the training crops.
+
+    A downscaled copy would hide noise and blur, and the whole picture has other statistics than the crops of the
+    training; so evenly spaced native-resolution crops are taken and their answers (logits) averaged.
+
+    Args:
+        tasks: number of task classes T.
+        severity_size: length S of the severity vector.
+        crop: side of a crop in pixels; the side of the training crops.
+        crops_per_side: at most this many crops along each side of the picture.
+        hidden: width of the two hidden layers.
+    """
+
+    def __init__(self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int = 96) -> None:
+        super().__init__()
+        self.tasks, self.crop, self.crops_per_side = tasks, crop, crops_per_side
+        self.norm = nn.BatchNorm1d(STATISTICS, affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(STATISTICS, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, tasks + severity_size),
+        )
+
+    def forward(self, image: Tensor, task: Tensor | None = None) -> Code:
+        """Code of each picture.
+
+        Args:
+            image: ``(B, 3, H, W)``, RGB in [0, 1], any size.
+            task: ``(B,)`` int64 task index where the degradation is known, -1 where it is to be estimated.
+
+        Returns:
+            The code; where a label is given, its task distribution is the label's one-hot vector.
+        """
+        crops, per_image = native_crops(image, self.crop, self.crops_per_side)
+        out = self.mlp(self.norm(image_statistics(crops)))
+        out = out.view(per_image, -1, out.shape[-1]).mean(0)
+        logits, severity = out[:, : self.tasks], out[:, self.tasks :].sigmoid()
+        distribution = logits.softmax(1)
+        if task is not None:
+            given = F.one_hot(task.clamp_min(0), self.tasks).to(distribution)
+            distribution = torch.where((task >= 0)[:, None], given, distribution)
+        return Code(task=distribution, severity=severity, task_logits=logits)
+
+
+def native_crops(image: Tensor, side: int, per_side: int) -> tuple[Tensor, int]:
+    """Evenly spaced crops at native resolution, corners included.
+
+    Args:
+        image: ``(B, 3, H, W)``.
+        side: wished side of the crops; a smaller picture is taken whole, and one below 16 pixels is repeated at its
+            edges up to 16, which the statistics need.
+        per_side: at most this many along each side.
+
+    Returns:
+        ``(n * B, 3, h, w)``, crop by crop with the pictures inside, and n.
+    """
+    height, width = image.shape[-2:]
+    if height < 16 or width < 16:
+        image = F.pad(image, (0, max(16 - width, 0), 0, max(16 - height, 0)), mode="replicate")
+        height, width = image.shape[-2:]
+    rows, columns = _starts(height, side, per_side), _starts(width, side, per_side)
+    crops = [image[..., top : top + side, left : left + side] for top in rows for left in columns]
+    return torch.cat(crops), len(crops)
+
+
+def _starts(length: int, side: int, most: int) -> list[int]:
+    count = min(most, -(-length // side))
+    if count == 1:
+        return [max((length - side) // 2, 0)]
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]

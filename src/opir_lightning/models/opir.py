@@ -1,0 +1,291 @@
+"""OPIR: predict the inverse of the degradation for every pixel, apply it, refine under an uncertainty map.
+
+An implementation from the published description of *From Physical Degradation Models to Task-Aware All-in-One Image
+Restoration* (Gao et al., arXiv:2601.10192).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from opir_lightning.errors import UserError
+from opir_lightning.models.degradation_code import CodeEstimator
+from opir_lightning.models.predictor import OperatorPredictor
+from opir_lightning.models.settings import read_settings
+from opir_lightning.models.task_parameters import OperatorTaskParameters, TaskAwareAffine
+from opir_lightning.ops.operator_conv import Backend, operator_conv
+from opir_lightning.types import Code, Restoration
+
+TaskParameters = Literal["after", "before", "off"]
+Uncertainty = Literal["learned", "tap_mean", "off"]
+Padding = Literal["reflect", "zeros", "replicate"]
+
+# The map is an expected absolute error; below this, a tenth of an 8-bit level, dividing by it only amplifies rounding.
+SMALLEST_UNCERTAINTY = 4e-4
+
+
+class Operator(NamedTuple):
+    """What is predicted for one stage.
+
+    Attributes:
+        taps: ``(B, G·K², H, W)``.
+        offsets: ``(B, 3, H, W)`` or None.
+        mix: ``(B or 1, D, 3)``, weights of the dilations per colour.
+        uncertainty: ``(B, 1, H, W)`` of the stage's result, or None where it is not wanted.
+    """
+
+    taps: Tensor
+    offsets: Tensor | None
+    mix: Tensor
+    uncertainty: Tensor | None
+
+
+class OPIR(nn.Module):
+    """The restoration network: picture in, `Restoration` out.
+
+    All arguments are plain values, so that the settings travel with the weights.
+
+    Args:
+        tasks: names of the task classes, in the order of the labels.
+        width: channels of the predictor at its finest level.
+        encoder_blocks: blocks per level on the way down, finest first.
+        middle_blocks: blocks at the coarsest level.
+        decoder_blocks: blocks per level on the way up, finest first.
+        unshuffle: the predictor runs at ``1 / unshuffle`` of the resolution.
+        features: channels at full resolution from which the taps are projected.
+        kernel_size: K of the operator, odd.
+        dilations: the same taps are applied at each of these.
+        per_colour: one kernel per colour; otherwise the colours share one.
+        offset: predict three offsets per pixel.
+        stages: 1 or 2.
+        shared_predictor: one predictor (and projection) for both stages.
+        task_parameters: where the task-aware parameters stand: ``after`` the operator prediction, ``before`` it, or
+            ``off``: one set for all tasks.
+        severity_size: length of the severity vector of the code.
+        uncertainty: ``learned``; ``tap_mean``, the mean of the taps (EfDeRain+, arXiv:2201.02366); ``off``: ones.
+        code_crop: side in pixels of the crops the code is estimated from; the side of the training crops.
+        code_crops: at most this many crops along each side of the picture.
+        padding: what the operator sees beyond the border.
+        backend: of the operator convolution.
+        detach_between_stages: keep the gradient of stage 2 out of the result of stage 1.
+
+    Raises:
+        UserError: a setting is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str],
+        width: int,
+        encoder_blocks: Sequence[int],
+        middle_blocks: int,
+        decoder_blocks: Sequence[int],
+        unshuffle: int = 2,
+        features: int = 16,
+        kernel_size: int = 3,
+        dilations: Sequence[int] = (1, 2, 3, 4),
+        per_colour: bool = True,
+        offset: bool = True,
+        stages: int = 2,
+        shared_predictor: bool = True,
+        task_parameters: TaskParameters = "after",
+        severity_size: int = 4,
+        uncertainty: Uncertainty = "learned",
+        code_crop: int = 64,
+        code_crops: int = 4,
+        padding: Padding = "reflect",
+        backend: Backend = "auto",
+        detach_between_stages: bool = True,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.settings: dict[str, Any] = {
+            name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in given.items()
+        }
+        _check(self.settings)
+        self.tasks = tuple(str(task) for task in tasks)
+        self.code_crop = code_crop
+        self.dilations = tuple(dilations)
+        self.padding: Padding = padding
+        self.backend: Backend = backend
+        self.uncertainty = uncertainty
+        self.detach_between_stages = detach_between_stages
+
+        self.code_estimator = CodeEstimator(
+            tasks=len(tasks), severity_size=severity_size, crop=code_crop, crops_per_side=code_crops
+        )
+        aware = task_parameters == "after"
+        self.task_parameters = nn.ModuleList(
+            OperatorTaskParameters(
+                tasks=len(tasks) if aware else 1,
+                severity_size=severity_size,
+                kernel_size=kernel_size,
+                groups=3 if per_colour else 1,
+                dilations=len(self.dilations),
+                offset=offset,
+                first_stage=stage == 0,
+            )
+            for stage in range(stages)
+        )
+        channels = self.task_parameters[0].channels
+        predictions = [
+            _Prediction(
+                predictor=OperatorPredictor(
+                    width=width,
+                    encoder_blocks=encoder_blocks,
+                    middle_blocks=middle_blocks,
+                    decoder_blocks=decoder_blocks,
+                    unshuffle=unshuffle,
+                    features=features,
+                ),
+                features=features,
+                channels=channels,
+                uncertainty=uncertainty == "learned",
+                before=TaskAwareAffine(tasks=len(tasks), severity_size=severity_size, channels=features, scale=1.0)
+                if task_parameters == "before"
+                else None,
+            )
+            for _ in range(1 if shared_predictor else stages)
+        ]
+        self.stages = nn.ModuleList(predictions)
+        predictor = predictions[0].predictor
+        self.stride: int = predictor.stride
+        operator_reach = (kernel_size // 2) * max(self.dilations)
+        self.receptive_field: int = stages * (predictor.reach + operator_reach)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> OPIR:
+        """Build the network that these settings describe; nothing but plain values is accepted.
+
+        Raises:
+            UserError: a setting is unknown, missing or of the wrong kind.
+        """
+        return cls(**read_settings(cls.__init__, settings))
+
+    def estimate_code(self, image: Tensor, task: Tensor | None = None) -> Code:
+        """The code of each picture; ``task`` ``(B,)`` gives labels, -1 where the task is to be estimated."""
+        return self.code_estimator(image, task)
+
+    def predict_operator(self, image: Tensor, guidance: Tensor, code: Code | None, *, stage: int) -> Operator:
+        """The inverse operator of every pixel.
+
+        Args:
+            image: ``(B, 3, H, W)``, what the operator will be applied to.
+            guidance: ``(B, 1, H, W)``, ones in stage 0, the uncertainty of its result in stage 1.
+            code: what the picture suffers from.
+            stage: 0 or 1.
+        """
+        prediction = self.stages[min(stage, len(self.stages) - 1)]
+        raw, raw_uncertainty = prediction(image, guidance, code)
+        taps, offsets, mix = self.task_parameters[stage](raw, code)
+        wanted = stage == 0
+        return Operator(taps, offsets, mix, self._uncertainty(taps, raw_uncertainty) if wanted else None)
+
+    def apply_operator(self, image: Tensor, operator: Operator) -> Tensor:
+        """Apply one predicted operator at every dilation, mix, add the offsets; ``(B, 3, H, W)``, not clamped."""
+        scales = operator_conv(
+            image, operator.taps, dilations=self.dilations, padding=self.padding, backend=self.backend
+        )
+        result = (scales * operator.mix[..., None, None]).sum(1)
+        return result if operator.offsets is None else result + operator.offsets
+
+    def forward(self, image: Tensor, code: Code | None = None, task: Tensor | None = None) -> Restoration:
+        """Restore.
+
+        Args:
+            image: ``(B, 3, H, W)``, RGB in [0, 1], any size from 1x1.
+            code: of the whole picture where ``image`` is a tile of it; estimated from ``image`` if None.
+            task: ``(B,)`` int64 labels for the estimate, -1 where there is none; not read where a code is given.
+
+        Returns:
+            Result of both stages, not clamped, and the uncertainty of the first.
+        """
+        if code is None:
+            code = self.estimate_code(image, task)
+        first = self.predict_operator(image, torch.ones_like(image[:, :1]), code, stage=0)
+        coarse = self.apply_operator(image, first)
+        assert first.uncertainty is not None
+        refined = coarse
+        if len(self.task_parameters) == 2:
+            start, guidance = coarse, first.uncertainty
+            if self.detach_between_stages:
+                start, guidance = start.detach(), guidance.detach()
+            refined = self.apply_operator(start, self.predict_operator(start, guidance, code, stage=1))
+        return Restoration(coarse, first.uncertainty, refined, code.task_logits)
+
+    def _uncertainty(self, taps: Tensor, raw: Tensor | None) -> Tensor:
+        if raw is not None:
+            return F.softplus(raw) + SMALLEST_UNCERTAINTY
+        if self.uncertainty == "tap_mean":
+            return taps.mean(1, keepdim=True).abs() + SMALLEST_UNCERTAINTY
+        return torch.ones_like(taps[:, :1])
+
+
+class _Prediction(nn.Module):
+    """Predictor and the pointwise projections of its features."""
+
+    def __init__(
+        self,
+        *,
+        predictor: OperatorPredictor,
+        features: int,
+        channels: int,
+        uncertainty: bool,
+        before: TaskAwareAffine | None,
+    ) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.before = before
+        self.projection = nn.Conv2d(features, channels, 1)
+        self.uncertainty = nn.Conv2d(features, 1, 1) if uncertainty else None
+        # Near the identity operator from the start: a predicted tap of a few hundredths.
+        nn.init.normal_(self.projection.weight, std=0.02)
+        assert self.projection.bias is not None
+        nn.init.zeros_(self.projection.bias)
+        if self.uncertainty is not None and self.uncertainty.bias is not None:
+            nn.init.normal_(self.uncertainty.weight, std=0.02)
+            nn.init.constant_(self.uncertainty.bias, -3.0)  # softplus(-3) = 0.05, a usual error of a degraded picture
+
+    def forward(self, image: Tensor, guidance: Tensor, code: Code | None) -> tuple[Tensor, Tensor | None]:
+        features = self.predictor(image, guidance)
+        if self.before is not None:
+            features = self.before(features, code)
+        return self.projection(features), None if self.uncertainty is None else self.uncertainty(features)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for the first setting that is out of its range."""
+    tasks, kernel_size = settings["tasks"], settings["kernel_size"]
+    levels = len(settings["encoder_blocks"])
+    rules: list[tuple[str, bool, str]] = [
+        ("tasks", 0 < len(tasks) == len(set(tasks)), "at least one name, none twice"),
+        ("width", settings["width"] >= 1, "at least 1"),
+        ("features", settings["features"] >= 1, "at least 1"),
+        ("unshuffle", settings["unshuffle"] in (1, 2, 4, 8), "1, 2, 4 or 8"),
+        ("decoder_blocks", len(settings["decoder_blocks"]) == levels, f"{levels} numbers, like encoder_blocks"),
+        ("kernel_size", kernel_size % 2 == 1 and kernel_size >= 1, "odd and positive"),
+        ("dilations", bool(settings["dilations"]) and min(settings["dilations"]) >= 1, "positive numbers"),
+        ("stages", settings["stages"] in (1, 2), "1 or 2"),
+        ("severity_size", settings["severity_size"] >= 1, "at least 1"),
+        ("code_crop", settings["code_crop"] >= 16, "at least 16 pixels"),
+        ("code_crops", settings["code_crops"] >= 1, "at least 1"),
+        *(
+            (name, settings[name] in get_args(kind), "one of " + ", ".join(get_args(kind)))
+            for name, kind in (
+                ("task_parameters", TaskParameters),
+                ("uncertainty", Uncertainty),
+                ("padding", Padding),
+                ("backend", Backend),
+            )
+        ),
+    ]
+    for name, fine, needed in rules:
+        if not fine:
+            raise UserError(f"model.{name} is {settings[name]!r}; it must be {needed}.")

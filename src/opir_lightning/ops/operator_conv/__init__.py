@@ -1,0 +1,7 @@
+"""One linear operator per pixel, applied at several dilations: ``operator_conv``."""
+
+from __future__ import annotations
+
+from opir_lightning.ops.operator_conv.dispatch import Backend, operator_conv
+
+__all__ = ["Backend", "operator_conv"]

@@ -1,0 +1,110 @@
+"""What a training run ends with: weights, scores, a contact sheet, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from opir_lightning.benchmark import score_sets, write_results
+from opir_lightning.checkpoints import save_weights
+from opir_lightning.data.datamodule import RestorationData
+from opir_lightning.data.datasets import EvaluationSet
+from opir_lightning.inference import restore_tiled
+from opir_lightning.models import OPIR
+from opir_lightning.pictures import panel, save_picture
+from opir_lightning.provenance import provenance
+
+# Above this many pixels a picture is restored in tiles: the memory of one piece would be several hundred MiB.
+WHOLE_PIXELS = 2**20
+TILE = 512
+SHEET_WIDTH = 300
+
+
+def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_dir: Path, *, steps: int) -> None:
+    """Save the weights, score the validation sets with them, draw them, print the table and the next commands.
+
+    Args:
+        net: with the weights to keep.
+        data: with its sets prepared.
+        plain: the resolved configuration.
+        run_dir: where everything goes.
+        steps: of the training.
+    """
+    net.eval()
+    meta = {**provenance(), "experiment": plain["name"], "seed": plain["seed"], "steps": steps}
+    weights = run_dir / "model.safetensors"
+    save_weights(weights, net, meta)
+    sets = [val_set.whole() for val_set in data.val_sets]
+    results = score_sets(net, sets, task_code=plain["task_code"], tile=TILE if _large(sets) else None)
+    table = {name: _three(result["published"]) for name, result in results.items()}
+    write_results(
+        run_dir / "results.json",
+        {
+            "tasks": {name: values for name, values in table.items() if name != "undamaged"},
+            "undamaged": table.get("undamaged"),
+            "sets": results,
+            "meta": meta,
+        },
+    )
+    sheet = run_dir / "contact_sheet.png"
+    save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
+    _print(table, data)
+    console = Console(soft_wrap=True)
+    console.print(f"contact sheet  {sheet}")
+    console.print(f"weights        {weights}")
+    console.print(f"checkpoint     {run_dir / 'checkpoints' / 'last.ckpt'}")
+    console.print(_next_commands(weights), highlight=False)
+
+
+def _three(scores: Mapping[str, float]) -> dict[str, float]:
+    return {"input": scores["psnr_input"], "coarse": scores["psnr_coarse"], "refined": scores["psnr"]}
+
+
+def _large(sets: list[EvaluationSet]) -> bool:
+    return any(sample.clean[0].numel() > WHOLE_PIXELS for s in sets for sample in [s[0]])
+
+
+def _print(table: Mapping[str, Mapping[str, float]], data: RestorationData) -> None:
+    where = "the embedded held-out photographs" if data.root is None else f"the validation pictures of {data.root}"
+    shown = Table(title=f"PSNR in dB on {where}", caption="profile 'published', mean over the pictures")
+    for column in ("task", "input", "stage 1", "stage 2", "gain"):
+        shown.add_column(column, justify="left" if column == "task" else "right")
+    damaged = {name: row for name, row in table.items() if name != "undamaged"}
+    for name, row in table.items():
+        gain = f"{row['refined'] - row['input']:+.2f}" if name in damaged else ""
+        shown.add_row(name, *(f"{row[key]:.2f}" for key in ("input", "coarse", "refined")), gain)
+    if damaged:
+        mean = {key: sum(row[key] for row in damaged.values()) / len(damaged) for key in ("input", "coarse", "refined")}
+        shown.add_section()
+        cells = [f"{mean[key]:.2f}" for key in ("input", "coarse", "refined")]
+        shown.add_row("mean of the tasks", *cells, f"{mean['refined'] - mean['input']:+.2f}")
+    Console().print(shown)
+
+
+def _contact_sheet(net: OPIR, sets: list[EvaluationSet], task_code: str) -> Any:
+    """One picture of each set, another one for each set in turn."""
+    rows: dict[str, list[Tensor]] = {}
+    for number, evaluation_set in enumerate(sets):
+        sample = evaluation_set[number % len(evaluation_set)]
+        task = sample.task if task_code == "label" and sample.task >= 0 else None
+        restored = restore_tiled(net, sample.degraded[None], tile=TILE, overlap=net.receptive_field, task=task)
+        named = net.tasks[int(restored.task_logits.argmax())]
+        pictures = (sample.degraded, restored.coarse[0], restored.uncertainty[0], restored.refined[0], sample.clean)
+        rows[f"{evaluation_set.name}: {sample.name}  (named: {named})"] = list(pictures)
+    return panel(rows, columns=("degraded", "stage 1", "uncertainty", "stage 2", "clean"), width=SHEET_WIDTH)
+
+
+def _next_commands(weights: Path) -> str:
+    file = shlex.quote(str(weights))
+    return (
+        "next:\n"
+        f"  python -m opir_lightning.restore MY_PICTURES -o restored --weights {file} --compare\n"
+        f"  python -m opir_lightning.evaluate checkpoint={file} data.root=FOLDER_WITH_TEST_SETS\n"
+        "  python -m opir_lightning.train experiment=five_task data.root=FOLDER_WITH_TRAINING_SETS"
+    )

@@ -1,0 +1,332 @@
+"""Restore pictures and folders of pictures: ``python -m opir_lightning.restore INPUT... -o DIR --weights NAME|FILE``.
+
+Only the standard library is imported before the arguments are read, so that ``--help`` and usage errors are instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opir_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from opir_lightning.inference import Restorer
+
+# How each kind of file is written; lossy ones so that the loss stays below what a restoration is about.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"quality": 95}),
+    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".bmp": ("BMP", {}),
+}
+SUFFIXES = ", ".join(FORMATS)
+
+EPILOG = """\
+Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
+Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
+
+
+class Job(NamedTuple):
+    """One picture to restore and the files to write for it; None for those not asked for."""
+
+    source: Path
+    result: Path
+    compare: Path | None
+    uncertainty: Path | None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [path for path in self[1:] if path is not None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status (wrong usage leaves by ``SystemExit(2)``, as argparse does)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        jobs, failed = plan(args)
+    except UserError as error:
+        parser.error(str(error))
+    try:
+        return _run(jobs, failed, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m opir_lightning.restore",
+        description="Remove noise, rain, haze, blur and low light from pictures of any size.",
+        usage="%(prog)s INPUT... -o DIR --weights NAME|FILE [options]",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", type=Path, metavar="INPUT", help=f"pictures ({SUFFIXES}) or folders of pictures")
+    add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results, under the same names")
+    add("--weights", metavar="NAME|FILE", help="packaged weights, a .safetensors or .ckpt file, or a run folder")
+    add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
+    add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
+    add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 64 at most)")
+    add("--recursive", action="store_true", help="descend into the folders inside the given folders")
+    add("--overwrite", action="store_true", help="restore again what is already there")
+    add("--uncertainty", action="store_true", help="write NAME_uncertainty.png too: dark is certain, bright is not")
+    add("--compare", action="store_true", help="write NAME_compare.png too: input and result side by side")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels")
+    return int(text)
+
+
+def _tile(text: str) -> int | str:
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither 'auto' nor a positive number of pixels")
+    return text if text == "auto" else int(text)
+
+
+def plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
+    """What is to be done, in sorted order within each input; and a line for each input that is not there.
+
+    Raises:
+        UserError: a result would overwrite an input or another result, a folder holds no pictures, or -o is a file.
+    """
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"'{args.output}' is a file; -o needs a folder, in which the results get the inputs' names.")
+    jobs: dict[Path, Job] = {}
+    failed: list[str] = []
+    for given in args.inputs:
+        if given.is_dir():
+            sources = _pictures(given, args.output, recursive=args.recursive)
+            pairs = [(path, path.relative_to(given)) for path in sources]
+        elif given.is_file():
+            pairs = [(given, Path(given.name))]
+        else:
+            pairs = []
+            failed.append(f"{given}: there is no such file or folder")
+        for source, name in pairs:
+            job = _job(source, args.output / name, compare=args.compare, uncertainty=args.uncertainty)
+            other = jobs.setdefault(job.result, job)
+            if other.source.resolve() != source.resolve():
+                raise UserError(f"'{other.source}' and '{source}' would both write '{job.result}'; restore them apart.")
+    _check_outputs(list(jobs.values()))
+    return list(jobs.values()), failed
+
+
+def _check_outputs(jobs: list[Job]) -> None:
+    inputs = {job.source.resolve() for job in jobs}
+    writers: dict[Path, Job] = {}
+    for job in jobs:
+        for path in job.outputs:
+            if path.resolve() in inputs:
+                raise UserError(f"The result '{path}' would overwrite an input; choose another folder with -o.")
+            other = writers.setdefault(path, job)
+            if other is not job:
+                raise UserError(f"'{other.source}' and '{job.source}' would both write '{path}'; restore them apart.")
+
+
+def _pictures(folder: Path, output: Path, *, recursive: bool) -> list[Path]:
+    """The pictures of a folder, sorted; hidden files and earlier results inside it are left out."""
+    inside = output.resolve() != folder.resolve()
+    found = sorted(
+        path
+        for path in (folder.rglob("*") if recursive else folder.iterdir())
+        if path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
+        if not (inside and path.resolve().is_relative_to(output.resolve()))
+    )
+    if not found:
+        hint = "" if recursive else "; with --recursive the folders inside it are searched too"
+        raise UserError(f"The folder '{folder}' holds no pictures ({SUFFIXES}){hint}.")
+    return found
+
+
+def _job(source: Path, result: Path, *, compare: bool, uncertainty: bool) -> Job:
+    return Job(
+        source,
+        result,
+        result.with_name(f"{result.stem}_compare.png") if compare else None,
+        result.with_name(f"{result.stem}_uncertainty.png") if uncertainty else None,
+    )
+
+
+def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
+    """Restore what is not finished; prints failures as they come and a summary; returns the exit status."""
+    waiting = jobs if args.overwrite else [job for job in jobs if not all(path.is_file() for path in job.outputs)]
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    failures = len(failed)
+    if waiting:
+        from tqdm import tqdm
+
+        restorer = _load(args)
+        with tqdm(waiting, unit="picture", disable=None) as bar:
+            for job in bar:
+                try:
+                    note = _restore(restorer, job, args, bar)
+                except (UserError, OSError, RuntimeError, MemoryError) as error:
+                    failures += 1
+                    reason = _reason(error)
+                    named = reason if str(job.source) in reason else f"{job.source}: {reason}"
+                    tqdm.write(f"failed: {named}", file=sys.stderr)
+                else:
+                    if note:
+                        tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
+    done, skipped = len(waiting) - failures + len(failed), len(jobs) - len(waiting)
+    print(f"{done} restored, {skipped} already there, {failures} failed; results in {args.output}")
+    return 1 if failures else 0
+
+
+def _load(args: argparse.Namespace) -> Restorer:
+    from opir_lightning.checkpoints import available_weights
+    from opir_lightning.inference import Restorer
+
+    weights, names = args.weights, available_weights()
+    if weights is None and len(names) == 1:
+        weights = names[0]
+    if weights is None:
+        packaged = f"one of the packaged {', '.join(names)}, or " if names else ""
+        raise UserError(f"Say which weights to use: --weights with {packaged}a .safetensors or .ckpt file.")
+    restorer = Restorer.from_pretrained(weights, device=args.device)
+    restorer.task_index(args.task)  # an unknown task is an error before the first picture, not one per picture
+    return restorer
+
+
+def _reason(error: BaseException) -> str:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        return "not enough memory; choose smaller tiles, e.g. --tile 256"
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -> str | None:
+    """Restore one picture and write what was asked for, the result last; returns a note if something was lost."""
+    import torch
+    from PIL import Image
+
+    from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
+
+    picture = read_picture(job.source)
+    bar.set_postfix_str(job.source.name)
+    refined, uncertainty = restorer.restore_pixels(
+        picture.pixels,
+        task=args.task,
+        tile=args.tile,
+        overlap=args.overlap,
+        progress=lambda done, total: bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None,
+    )
+    if job.compare:
+        _save(compare_picture(picture.pixels, refined), job.compare)
+    if job.uncertainty:
+        image = Image.fromarray(to_pixels(torch.from_numpy(uncertainty)[None]))
+        _save(image, job.uncertainty, text=f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more.")
+    _save(picture.with_pixels(refined), job.result, info=picture.info)
+    return picture.note
+
+
+class Picture(NamedTuple):
+    """A decoded picture and what has to survive its restoration.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 RGB, upright.
+        alpha: ``(H, W)`` uint8, or None.
+        grey: whether it had one colour channel only.
+        info: EXIF data and colour profile, as Pillow's ``save`` takes them.
+        note: what was lost on the way in, or None.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    grey: bool
+    info: dict[str, bytes]
+    note: str | None
+
+    def with_pixels(self, pixels: np.ndarray) -> Image.Image:
+        """The picture with other pixels ``(H, W, 3)`` uint8: grey stays grey, the alpha channel stays as it was."""
+        from PIL import Image
+
+        image = Image.fromarray(pixels)
+        if self.grey:
+            image = image.convert("L")
+        if self.alpha is not None:
+            image.putalpha(Image.fromarray(self.alpha))
+        return image
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode a picture file to 8-bit RGB, upright, and keep its alpha channel, EXIF data and colour profile.
+
+    Raises:
+        UserError: the file is missing, broken, of an unknown kind, or holds several pictures.
+    """
+    import numpy as np
+    from PIL import ImageOps
+
+    from opir_lightning.inference import open_picture, to_rgb
+
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"files of the kind '{path.suffix}' are not supported; convert it to one of {SUFFIXES}")
+    with open_picture(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view: its first picture counts
+            raise UserError(f"it holds {frames} pictures and only still ones can be restored; split it first")
+        deep = image.mode.startswith("I") or any("16" in str(part[3]) for part in getattr(image, "tile", []))
+        info = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
+        if image.mode == "CMYK":
+            info = {}  # the profile describes inks, and the result is RGB
+        image = ImageOps.exif_transpose(image)
+        if image.info.get("exif"):
+            info["exif"] = image.info["exif"]  # as exif_transpose leaves it: without the orientation
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        alpha = np.array(image.convert("RGBA").getchannel("A")) if transparent else None
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        return Picture(to_rgb(image), alpha, grey, info, "16 bits per channel were reduced to 8" if deep else None)
+
+
+def compare_picture(before: np.ndarray, after: np.ndarray) -> Image.Image:
+    """Two pictures ``(H, W, 3)`` uint8 side by side, with a white gap of 8 pixels."""
+    import numpy as np
+    from PIL import Image
+
+    gap = np.full((before.shape[0], 8, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([before, gap, after], axis=1))
+
+
+def _save(image: Image.Image, path: Path, *, info: dict[str, bytes] | None = None, text: str | None = None) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    from opir_lightning.checkpoints import write_atomically
+
+    kind, options = FORMATS[path.suffix.lower()]
+    options = {**options, **(info or {})}
+    if text:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Description", text)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, kind, **options)
+    except ValueError as error:  # beyond what the format can hold
+        raise UserError(f"the result cannot be written as {kind}: {error}") from error
+    write_atomically(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

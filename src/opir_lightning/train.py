@@ -1,0 +1,106 @@
+"""Train: ``python -m opir_lightning.train experiment=NAME [data.root=DIR] [key=value ...]``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from opir_lightning.data.datamodule import RestorationData
+    from opir_lightning.training import RestorationModule
+
+log = logging.getLogger(__name__)
+register_schemas()
+
+
+def train(config: DictConfig) -> Path:
+    """Run one training from its configuration and report on it.
+
+    Returns:
+        The run folder with ``model.safetensors``, ``checkpoints/``, ``results.json`` and ``contact_sheet.png``.
+
+    Raises:
+        UserError: something in the configuration or the data has to be mended.
+    """
+    plain = check_keys(config)
+    # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
+    from opir_lightning.report import report_run
+
+    module, data, trainer, run_dir = assemble(plain)
+    resume = _resume_from(plain["resume"])
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
+    if trainer.is_global_zero:
+        report_run(module.net, data, plain, run_dir, steps=trainer.global_step)
+    return run_dir
+
+
+def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData, Trainer, Path]:
+    """Build everything that a resolved and checked configuration names: module, data, trainer, run folder."""
+    import torch
+    from hydra.utils import instantiate
+    from lightning import seed_everything
+
+    from opir_lightning.training import RestorationModule
+
+    if plain["task_code"] not in ("blind", "label"):
+        raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
+    if plain["threads"] is not None:
+        torch.set_num_threads(plain["threads"])
+    seed_everything(plain["seed"], workers=True, verbose=False)
+    _check_tasks(plain)
+    data = instantiate(plain["data"], _convert_="all")
+    data.prepare_sets()
+    module = RestorationModule(
+        net=instantiate(plain["model"], _convert_="all"),
+        loss=instantiate(plain["loss"], _convert_="all"),
+        optimizer=instantiate(plain["optimizer"], _convert_="all"),
+        schedule=instantiate(plain["schedule"]),
+        task_code=plain["task_code"],
+        val_sets=[val_set.name for val_set in data.val_sets],
+        config=plain,
+    )
+    trainer = instantiate(
+        plain["trainer"],
+        logger=[instantiate(logger, _convert_="all") for logger in plain["logger"].values()],
+        callbacks=[instantiate(callback, _convert_="all") for callback in plain["callbacks"].values()],
+        default_root_dir=plain["run_dir"],
+    )
+    return module, data, trainer, Path(plain["run_dir"])
+
+
+def _check_tasks(plain: dict[str, Any]) -> None:
+    """Every task of the run must be the task of a training source; a mistyped one would silently never be trained."""
+    known = {source["task"] for source in plain["data"]["train"].values() if "task" in source}
+    for task in plain["tasks"]:
+        if task not in known:
+            raise UserError(
+                f"Unknown task '{task}': no source in data.train is of that task. Known: {', '.join(sorted(known))}."
+            )
+
+
+def _resume_from(path: str | None) -> str | None:
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"There is no checkpoint '{path}' to resume from; give the path of a .ckpt file.")
+    return path
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
+@explain_user_errors
+def main(config: DictConfig) -> None:
+    """Entry point of the console script and of ``python -m``."""
+    train(config)
+
+
+if __name__ == "__main__":
+    main()

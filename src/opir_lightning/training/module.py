@@ -1,0 +1,130 @@
+"""The LightningModule: wiring only; net, loss, optimizer and schedule come in ready-made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Timer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from opir_lightning.losses import RestorationLoss
+from opir_lightning.metrics import published_crop, score
+from opir_lightning.models import OPIR
+from opir_lightning.types import Batch
+
+STAGES = ("input", "coarse", "refined")
+
+
+class RestorationModule(LightningModule):
+    """Train a restoration network on batches of pairs, validate it on whole pictures.
+
+    Args:
+        net: the network.
+        loss: named terms from a restoration, the clean pictures and the labels.
+        optimizer: makes the optimizer from parameter groups.
+        schedule: factor of the learning rate at a progress in [0, 1].
+        task_code: ``blind``: the code is estimated (in training, the label replaces it where the data side says so);
+            ``label``: it is always given.
+        val_sets: names of the validation sets, in the order of the data side's loaders.
+        config: of the run, plain values; it travels in the checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: OPIR,
+        loss: RestorationLoss,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        schedule: Callable[[float], float],
+        task_code: Literal["blind", "label"],
+        val_sets: Sequence[str],
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+        self.make_optimizer, self.schedule = optimizer, schedule
+        self.task_code, self.config = task_code, config
+        self.val_sets = list(val_sets)
+        self.val_scores = nn.ModuleDict(
+            {f"{stage}/{number}": MeanMetric() for stage in STAGES for number in range(len(self.val_sets))}
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        given = batch.label_given if self.task_code == "blind" else torch.ones_like(batch.label_given)
+        restored = self.net(batch.degraded, task=torch.where(given, batch.task, -1))
+        total, terms = self.loss(restored, batch.clean, batch.task)
+        named = restored.task_logits.argmax(1) == batch.task
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch.task))
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.task))
+        self.log("train/task_accuracy", named.float().mean(), batch_size=len(batch.task))
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        degraded, clean = published_crop(batch.degraded), published_crop(batch.clean)
+        restored = self.net(degraded, task=batch.task if self.task_code == "label" else None)
+        for stage, picture in (("input", degraded), ("coarse", restored.coarse), ("refined", restored.refined)):
+            self._meter(stage, dataloader_idx).update(score(picture, clean, profile="published")["psnr"])
+
+    def on_validation_epoch_end(self) -> None:
+        means: dict[str, list[Tensor]] = {}
+        for stage in STAGES:
+            for number, name in enumerate(self.val_sets):
+                meter = self._meter(stage, number)
+                value = meter.compute()
+                meter.reset()
+                means.setdefault(stage, []).append(value)
+                self.log(f"val/{name}/psnr" + ("" if stage == "refined" else f"_{stage}"), value)
+        # An undamaged picture scores infinity as its own input: the mean would tell nothing.
+        damaged = torch.isfinite(torch.stack(means["input"]))
+        finite = {stage: torch.stack(values)[damaged] for stage, values in means.items()}
+        self.log("val/psnr", finite["refined"].mean(), prog_bar=True)
+        self.log("val/psnr_coarse", finite["coarse"].mean())
+        self.log("val/psnr_input", finite["input"].mean())
+
+    def _meter(self, stage: str, number: int) -> MeanMetric:
+        meter = self.val_scores[f"{stage}/{number}"]
+        assert isinstance(meter, MeanMetric)
+        return meter
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter_groups(self.net))
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(self.progress(step)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def progress(self, step: int) -> float:
+        """How much of the training is done, by steps or by its time limit, whichever is nearer to its end.
+
+        With a time limit the schedule reaches its end on a slow machine too, instead of being cut off half-way.
+        """
+        if self._trainer is None:
+            return 0.0
+        shares = [step / self.trainer.estimated_stepping_batches]
+        for callback in getattr(self.trainer, "callbacks", []):
+            if isinstance(callback, Timer) and callback.time_remaining() is not None:
+                elapsed, remaining = callback.time_elapsed(), callback.time_remaining()
+                shares.append(elapsed / max(elapsed + (remaining or 0.0), 1e-9))
+        return max(shares)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Plain data: the file loads with torch's safe default, and the net can be rebuilt from it alone.
+        checkpoint["config"] = dict(self.config)
+        checkpoint["model_settings"] = self.net.settings
+
+
+def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels only: biases, norms, scales and task parameters go without.
+
+    The task parameters are offsets from the identity operator; decaying their scales would pull them to no operator.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        is_kernel = name.endswith(".weight") and parameter.ndim in (2, 4) and "affine" not in name
+        (decayed if is_kernel else plain).append(parameter)
+    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]

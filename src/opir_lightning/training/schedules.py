@@ -1,0 +1,26 @@
+"""Learning-rate schedules as plain functions of the training's progress."""
+
+from __future__ import annotations
+
+import math
+
+
+class WarmupCosine:
+    """Linear warm-up, then half a cosine down to a last share.
+
+    Args:
+        warmup: share of the training, in [0, 1), during which the factor rises from 0 to 1.
+        last: factor at the end.
+    """
+
+    def __init__(self, *, warmup: float = 0.02, last: float = 0.01) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of the training in [0, 1), got {warmup}")
+        self.warmup, self.last = warmup, last
+
+    def __call__(self, progress: float) -> float:
+        """Factor of the learning rate at a progress in [0, 1]; beyond 1 it stays at the last."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        angle = math.pi * min((progress - self.warmup) / (1 - self.warmup), 1.0)
+        return self.last + (1 - self.last) * (1 + math.cos(angle)) / 2

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from opir_lightning.degradations import LowLight, underexpose
+from opir_lightning.errors import UserError
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+NOISELESS = {"electrons": 1e9, "read_electrons": 1e-3}
+
+
+def test_formula_on_grey():
+    grey = torch.full((3, 2, 2), 0.5)  # 0.214041 of the light
+    light = underexpose(grey, exposure=0.1, curve=1.5, cast=(0.8, 1.0, 1.2))
+    expected = 0.1 * 0.214041**1.5 * torch.tensor([0.8, 1.0, 1.2])
+    assert torch.allclose(light[:, 0, 0], expected, rtol=1e-4)
+    assert float(underexpose(torch.ones(3, 1, 1), exposure=1.0, cast=(2.0, 1.0, 1.0)).max()) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"exposure": 0.0}, {"exposure": 0.5, "curve": -1.0}, {"exposure": 0.5, "cast": (1, 0, 1)}]
+)
+def test_impossible_exposures_are_refused(wrong):
+    with pytest.raises(UserError, match="positive"):
+        underexpose(torch.ones(3, 2, 2), **wrong)
+
+
+def test_grey_under_a_hundredth_of_the_light_without_noise():
+    degrade = LowLight([1.0, 0.01], curve=1.0, cast=1.0, quantise=False, **NOISELESS)
+    dark = degrade(torch.full((3, 16, 16), 0.5), generator=seeded(), severity=1.0)
+    assert torch.allclose(dark, torch.tensor(12.92 * 0.00214041), atol=2e-4)  # the straight part of the curve: 7 of 255
+    part = degrade(torch.full((3, 16, 16), 0.5), generator=seeded(), severity=0.5)
+    light = 0.214041 * 0.01 ** (0.5**1.5)
+    assert torch.allclose(part, torch.tensor(1.055 * light ** (1 / 2.4) - 0.055), atol=1e-4)
+
+
+def test_cast_stays_in_its_range_and_leaves_green():
+    degrade = LowLight([1.0, 0.3], curve=1.0, cast=[0.8, 1.25], quantise=False, **NOISELESS)
+    gains = []
+    for seed in range(40):
+        dark = degrade(torch.full((3, 8, 8), 0.5), generator=seeded(seed), severity=1.0)
+        light = ((dark.mean((1, 2)) + 0.055) / 1.055) ** 2.4
+        assert float(light[1]) == pytest.approx(0.3 * 0.214041, rel=1e-3)
+        gains.append((light / light[1]).tolist())
+    red_blue = np.array(gains)[:, [0, 2]]
+    assert 0.799 <= red_blue.min() < 0.86
+    assert 1.16 < red_blue.max() <= 1.251
+    assert abs(np.corrcoef(red_blue.T)[0, 1]) < 0.5
+
+
+def test_noise_is_that_of_the_sensor_and_fades_with_the_square_of_severity():
+    degrade = LowLight([0.2, 0.2], curve=1.0, cast=1.0, electrons=2000, read_electrons=5, quantise=False)
+    light = 0.2 * 0.214041
+    slope = 1.055 / 2.4 * light ** (1 / 2.4 - 1)
+    for severity in (1.0, 0.5):
+        electrons = 2000 / severity**2
+        dark = degrade(torch.full((3, 120, 120), 0.5), generator=seeded(), severity=severity)
+        expected = slope * (light / electrons + (5 / electrons) ** 2) ** 0.5
+        assert float(dark.std()) == pytest.approx(expected, rel=0.05)
+
+
+def test_full_severity_is_as_dark_as_lol(photo):
+    means = [float(LowLight()(photo, generator=seeded(i), severity=0.9).mean()) for i in range(6)]
+    assert 0.02 < np.mean(means) < 0.1  # LOL's low pictures: 0.07

@@ -1,0 +1,286 @@
+"""Tiles add up to the whole picture, and every kind of input means the same picture."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opir_lightning.checkpoints import save_weights
+from opir_lightning.errors import UserError
+from opir_lightning.inference import (
+    AUTO_TILE,
+    Restorer,
+    choose_device,
+    choose_tile,
+    iterate_tiles,
+    plan_tiles,
+    restore_tiled,
+    to_rgb,
+)
+from opir_lightning.models import OPIR
+
+
+@pytest.fixture(scope="module")
+def model() -> OPIR:
+    """A small network in which everything is at work: blocks, both stages, the code. At its start it is an identity."""
+    torch.manual_seed(0)
+    net = OPIR(
+        tasks=["none", "noise", "haze"],
+        width=4,
+        encoder_blocks=[1],
+        middle_blocks=1,
+        decoder_blocks=[1],
+        features=4,
+        code_crop=16,
+    )
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith(("scale1", "scale2")):
+                parameter.fill_(0.7)
+            elif "task_parameters" in name or "projection" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def picture() -> torch.Tensor:
+    """``(1, 3, 101, 122)``: smooth and dark on the left, noisy and bright on the right: its parts have other codes."""
+    gen = torch.Generator().manual_seed(1)
+    ramp = torch.linspace(0, 0.8, 122).expand(1, 3, 101, 122)
+    noise = torch.rand(1, 3, 101, 122, generator=gen) * torch.linspace(0, 0.2, 122)
+    return ramp + noise
+
+
+def largest_difference(a, b) -> float:
+    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap", "stride"),
+    [
+        (101, 122, 32, 8, 4),
+        (1, 1, 16, 16, 8),
+        (7, 300, 50, 3, 8),
+        (64, 64, 64, 0, 4),
+        (65, 64, 64, 5, 4),
+        (33, 20, None, 9, 8),
+    ],
+)
+def test_tiles_cover_every_pixel_once_and_lie_on_the_grid(height, width, tile, overlap, stride):
+    seen = np.zeros((height, width), int)
+    plan = plan_tiles(height, width, tile=tile, overlap=overlap, stride=stride)
+    for part in plan:
+        seen[part.kept] += 1
+        for kept, window, inner, length in zip(part.kept, part.window, part.inner, (height, width), strict=True):
+            assert window.start % stride == 0
+            assert window.start == 0 or kept.start - window.start >= overlap
+            assert window.stop == length or window.stop - kept.stop >= overlap
+            assert window.start + inner.start == kept.start
+            assert window.start + inner.stop == kept.stop
+    assert (seen == 1).all()
+    assert tile is not None or len(plan) == 1
+
+
+def test_tiles_are_even():
+    kept = [part.kept[1] for part in plan_tiles(8, 264, tile=128, overlap=0, stride=8)]
+    assert [part.stop - part.start for part in kept] == [88, 88, 88]  # not 128, 128, 8
+
+
+@pytest.mark.parametrize("tile", [17, 40, 64])
+def test_a_tiled_result_equals_the_whole_where_the_overlap_covers_the_receptive_field(model, picture, tile):
+    whole = restore_tiled(model, picture, tile=None)
+    with torch.no_grad():
+        assert largest_difference(whole, model(picture)) <= 1e-6
+    tiled = restore_tiled(model, picture, tile=tile, overlap=model.receptive_field)
+    assert largest_difference(tiled, whole) <= 1e-5
+    # The same with too small an overlap, or with a code of each tile's own, is far off: the test above can fail.
+    assert largest_difference(restore_tiled(model, picture, tile=tile, overlap=0), whole) > 1e-2
+    corner = model.estimate_code(picture[..., :tile, :tile])
+    assert largest_difference(restore_tiled(model, picture, tile=None, code=corner)[:3], whole[:3]) > 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (3, 2), (37, 5)])
+def test_any_size_is_restored(model, height, width):
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
+    whole = restore_tiled(model, image, tile=None)
+    assert whole.refined.shape == whole.coarse.shape == image.shape
+    assert whole.uncertainty.shape == (2, 1, height, width)
+    assert largest_difference(restore_tiled(model, image, tile=8, overlap=model.receptive_field), whole) <= 1e-5
+    for index in range(2):  # a batch is restored picture by picture
+        assert (
+            largest_difference(
+                restore_tiled(model, image[index : index + 1], tile=None), (x[index : index + 1] for x in whole)
+            )
+            <= 1e-5
+        )
+
+
+def test_a_given_code_or_task_is_used_and_progress_is_told(model, picture):
+    free = restore_tiled(model, picture, tile=64)
+    steps = []
+    told = restore_tiled(model, picture, tile=64, task=2, progress=lambda done, total: steps.append((done, total)))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert largest_difference(told[:3], free[:3]) > 1e-3
+    code = model.estimate_code(picture, torch.tensor([2]))
+    assert largest_difference(restore_tiled(model, picture, tile=64, code=code), told) == 0
+
+
+def test_between_tiles_the_callers_grad_mode_is_untouched(model, picture):
+    code = model.estimate_code(picture)
+    for _ in iterate_tiles(model, picture, tile=64, code=code):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_wrong_tiles_and_tensors_are_errors(model, picture):
+    for arguments in ({"tile": 0}, {"tile": 8, "overlap": -1}):
+        with pytest.raises(ValueError, match="tile must be positive"):
+            restore_tiled(model, picture, **arguments)
+    for wrong in (picture[0], picture[:, :1], picture[..., :0]):
+        with pytest.raises(ValueError, match="at least one pixel"):
+            restore_tiled(model, wrong, tile=None)
+
+
+def test_every_kind_of_input_means_the_same_picture(model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    restorer = Restorer(model, device="cpu")
+    want = restorer(tensor.float()[None] / 255)
+    kinds = (
+        tensor,
+        tensor / 255,
+        pixels,
+        pixels / 255,
+        Image.fromarray(pixels),
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+    )
+    for image in kinds:
+        assert largest_difference(restorer(image), want) <= 1e-6
+    grey = restorer(pixels[..., 0])
+    assert largest_difference(grey, restorer(np.stack([pixels[..., 0]] * 3, axis=2))) == 0
+
+
+def test_eight_bit_results_are_the_rounded_float_results(model, picture):
+    pixels = (picture[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    restorer = Restorer(model, device="cpu")
+    want = restorer(pixels)
+    refined, uncertainty = restorer.restore_pixels(pixels, tile=48, overlap=model.receptive_field)
+    rounded = (want.refined[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+    assert np.abs(refined.astype(float) - rounded).max() <= 1  # the last bit may round to the other side
+    assert (refined == rounded).mean() > 0.999
+    assert np.abs(uncertainty - want.uncertainty[0, 0].numpy()).max() < 1e-3
+    as_image = restorer.restore_image(Image.fromarray(pixels))
+    assert as_image.mode == "RGB"
+    assert np.array_equal(np.asarray(as_image), rounded)
+
+
+def test_tasks_go_by_name(model, picture):
+    restorer = Restorer(model, device="cpu")
+    free = restorer(picture)
+    assert largest_difference(restorer(picture, task="auto"), free) == 0
+    haze = restorer(picture, task="haze")
+    assert largest_difference(haze, restore_tiled(model, picture, tile=None, task=2)) == 0
+    assert largest_difference(haze[:3], free[:3]) > 1e-3
+    with pytest.raises(UserError, match="knows no task 'snow'; it knows none, noise, haze"):
+        restorer(picture, task="snow")
+
+
+def test_input_that_is_no_picture_is_named(model):
+    restorer = Restorer(model, device="cpu")
+    image = torch.rand(3, 8, 8)
+    for wrong, reason in (
+        (image * 255, "divide 8-bit values by 255"),
+        (image * torch.nan, "must be in"),
+        ((image * 255).long(), "these are torch.int64"),
+        (image[:2], r"this one is \(2, 8, 8\)"),
+        (image[..., :0], "not empty"),
+        (np.zeros((8, 8, 4), np.uint8), r"must be \(H, W, 3\)"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            restorer(wrong)
+
+
+def test_a_missing_or_broken_file_is_named(model, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    restorer = Restorer(model, device="cpu")
+    with pytest.raises(UserError, match=r"There is no picture '.*gone\.png'"):
+        restorer(tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"broken\.png' cannot be read as a picture"):
+        restorer(tmp_path / "broken.png")
+
+
+def test_pictures_of_other_modes_become_upright_8_bit_rgb():
+    ramp = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    turned = Image.fromarray(ramp)
+    turned.getexif()[0x0112] = 6  # the camera was held upright: shown a quarter turn clockwise
+    assert np.array_equal(to_rgb(turned)[..., 0], np.rot90(ramp, -1))
+    deep = Image.fromarray(ramp.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    for image in (Image.fromarray(ramp), deep, Image.fromarray(ramp.astype(np.int32) * 257)):
+        assert np.array_equal(to_rgb(image), np.stack([ramp] * 3, axis=2))
+    with pytest.raises(UserError, match="floating-point values"):
+        to_rgb(Image.fromarray(ramp.astype(np.float32)))
+    with pytest.raises(UserError, match="beyond 16 bits"):
+        to_rgb(Image.fromarray(ramp.astype(np.int32) * 1000))
+
+
+def test_threads_share_a_restorer(model):
+    gen = torch.Generator().manual_seed(3)
+    images = [torch.rand(3, 20 + 3 * i, 33, generator=gen) for i in range(8)]
+    restorer = Restorer(model, device="cpu")
+    want = [restorer(image, tile=16) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(lambda image: restorer(image, tile=16), images), want, strict=True):
+            assert largest_difference(got, expected) <= 1e-6
+
+
+def test_from_pretrained_is_the_saved_model_in_evaluation_mode(model, picture, tmp_path):
+    save_weights(tmp_path / "m.safetensors", model, {"step": 7})
+    restorer = Restorer.from_pretrained(tmp_path / "m.safetensors", device="cpu")
+    assert restorer.tasks == ("none", "noise", "haze")
+    assert restorer.metadata == {"step": 7}
+    assert largest_difference(restorer(picture), Restorer(model, device="cpu")(picture)) == 0
+    assert not restorer.model.training
+
+
+def test_automatic_tiles_begin_beyond_a_megapixel():
+    assert choose_tile("auto", 1024, 1024) is None
+    assert choose_tile("auto", 1024, 1025) == AUTO_TILE
+    assert choose_tile(None, 5000, 5000) is None
+    assert choose_tile(96, 10, 10) == 96
+
+
+def test_an_unusable_device_is_named():
+    with pytest.raises(UserError, match="no kind of device 'gpu'"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no usable GPU"):
+            choose_device("cuda")
+        assert choose_device("auto") == torch.device("cpu")
+
+
+def test_importing_the_package_and_loading_a_model_import_nothing_heavy(tmp_path):
+    code = (
+        "import sys, opir_lightning as o\n"
+        "assert not {'torch', 'numpy', 'importlib.metadata'} & set(sys.modules), 'heavy'\n"
+        "assert o.__version__[0].isdigit() and 'Restorer' in dir(o)\n"
+        "from opir_lightning import *\n"
+        "assert Restorer.__module__ == 'opir_lightning.inference' and OPIR and score and load_model and Task\n"
+        "assert not {'lightning', 'hydra', 'omegaconf', 'wandb'} & set(sys.modules), 'layers'\n"
+        "net = OPIR(tasks=['none'], width=4, encoder_blocks=[1], middle_blocks=1, decoder_blocks=[1])\n"
+        "save_weights(sys.argv[1], net)\n"
+        "assert load_model(sys.argv[1])[0].tasks == ('none',)\n"
+        "assert not {'torch._dynamo', 'sympy', 'triton'} & set(sys.modules), 'the compiler, seconds of imports'\n"
+        "try:\n    o.nothing\nexcept AttributeError:\n    print('fine')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr

@@ -1,0 +1,305 @@
+"""The restore command: names, formats, what it never overwrites, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from opir_lightning.checkpoints import save_weights
+from opir_lightning.inference import Restorer
+from opir_lightning.models import OPIR
+from opir_lightning.restore import main
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A network whose result is everywhere visibly brighter than its input, and lets the code through."""
+    torch.manual_seed(0)
+    net = OPIR(
+        tasks=["none", "noise"],
+        width=4,
+        encoder_blocks=[1],
+        middle_blocks=1,
+        decoder_blocks=[1],
+        features=4,
+        code_crop=16,
+    )
+    with torch.no_grad():
+        for index, stage in enumerate(net.task_parameters):
+            stage.affine.weight[:, 1, -3:] = torch.tensor([[0.1], [0.2]])[:, :1] if index == 0 else 0.0
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_weights(path, net)
+    return str(path)
+
+
+def pixels(seed: int = 0, height: int = 20, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(seed).integers(40, 200, (height, width, 3), dtype=np.uint8)
+
+
+def write(path: Path, image: np.ndarray | Image.Image | None = None, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(pixels() if image is None else image)
+    picture.save(path, **options)
+    return path
+
+
+def run(weights: str, *arguments: object) -> int:
+    return main([*map(str, arguments), "--weights", weights, "--device", "cpu"])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def expected(weights: str, image: np.ndarray, **options: object) -> np.ndarray:
+    return Restorer.from_pretrained(weights, device="cpu").restore_pixels(image, **options)[0]
+
+
+def test_folders_are_mirrored_and_files_keep_their_names(weights, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for index, name in enumerate(("b.png", "sub/a.PNG", "sub/deep/c.bmp")):
+        write(source / name, pixels(index))
+    (source / "notes.txt").write_text("no picture")
+    write(source / ".hidden.png")
+    single = write(tmp_path / "single.png", pixels(5))
+    assert run(weights, source, single, "-o", out, "--recursive") == 0
+    assert files(out) == ["b.png", "single.png", "sub/a.PNG", "sub/deep/c.bmp"]
+    assert capsys.readouterr().out == f"4 restored, 0 already there, 0 failed; results in {out}\n"
+    with Image.open(out / "sub/a.PNG") as result:
+        assert np.array_equal(np.asarray(result), expected(weights, pixels(1)))
+    assert np.abs(expected(weights, pixels(1)).astype(int) - pixels(1)).min() > 10  # the model does something
+
+
+def test_without_recursive_only_the_folder_itself_is_read(weights, tmp_path):
+    write(tmp_path / "in" / "a.png")
+    write(tmp_path / "in" / "sub" / "b.png")
+    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == ["a.png"]
+
+
+def test_finished_results_are_skipped_unless_overwritten(weights, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write(source / "a.png")
+    write(source / "b.png")
+    out.mkdir()
+    (out / "a.png").write_bytes(b"earlier")
+    assert run(weights, source, "-o", out) == 0
+    assert (out / "a.png").read_bytes() == b"earlier"
+    assert "1 restored, 1 already there" in capsys.readouterr().out
+    assert run(weights, source, "-o", out, "--overwrite") == 0
+    assert (out / "a.png").read_bytes() != b"earlier"
+    assert run(weights, source, "-o", out, "--compare") == 0  # a file asked for is missing: not finished
+    assert files(out) == ["a.png", "a_compare.png", "b.png", "b_compare.png"]
+
+
+def test_what_fails_is_named_and_the_rest_is_restored(weights, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write(source / "good.png")
+    cut = write(source / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:200])
+    (source / "text.jpg").write_text("this is no picture")
+    write(source / "moving.webp", append_images=[Image.new("RGB", (30, 20))], save_all=True)
+    unknown = tmp_path / "film.gif"
+    unknown.write_bytes(b"GIF89a")
+    assert run(weights, source, unknown, tmp_path / "gone.png", "-o", out) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("1 restored, 0 already there, 5 failed")
+    lines = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    for name, reason in (
+        ("cut.png", "cannot be read as a picture"),
+        ("text.jpg", "cannot be read as a picture"),
+        ("moving.webp", "holds 2 pictures"),
+        ("film.gif", "files of the kind '.gif' are not supported"),
+        ("gone.png", "there is no such file or folder"),
+    ):
+        assert sum(line.count(name) == 1 and reason in line for line in lines) == 1, (name, said.err)
+    assert "Traceback" not in said.err
+    assert files(out) == ["good.png"]
+
+
+def usage_error(weights: str, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as caught:
+        run(weights, *arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_inputs_are_never_overwritten(weights, tmp_path, capsys):
+    picture = write(tmp_path / "in" / "a.png")
+    before = picture.read_bytes()
+    for arguments in ((picture, "-o", tmp_path / "in"), (tmp_path / "in", "-o", tmp_path / "in", "--overwrite")):
+        assert "would overwrite an input" in usage_error(weights, capsys, *arguments)
+    linked = tmp_path / "out" / "a.png"
+    linked.parent.mkdir()
+    linked.symlink_to(picture)
+    assert "would overwrite an input" in usage_error(weights, capsys, picture, "-o", tmp_path / "out", "--overwrite")
+    write(tmp_path / "in" / "a_compare.png")  # an input too: not to be replaced by the comparison of a.png
+    assert "would overwrite" in usage_error(weights, capsys, tmp_path / "in", "-o", tmp_path / "in", "--compare")
+    assert picture.read_bytes() == before
+
+
+def test_two_inputs_for_one_result_are_refused_but_one_named_twice_is_fine(weights, tmp_path, capsys):
+    first, second = write(tmp_path / "x" / "a.png"), write(tmp_path / "y" / "a.png")
+    assert "would both write" in usage_error(weights, capsys, first, second, "-o", tmp_path / "out")
+    both_kinds = [write(tmp_path / "z" / name) for name in ("a.png", "a.jpg")]
+    assert "would both write" in usage_error(weights, capsys, *both_kinds, "-o", tmp_path / "out", "--compare")
+    assert run(weights, first, first.parent, "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith("1 restored")
+
+
+def test_results_inside_the_input_folder_are_not_restored_again(weights, tmp_path):
+    source = tmp_path / "in"
+    write(source / "a.png")
+    for _ in range(2):
+        assert run(weights, source, "-o", source / "restored", "--recursive") == 0
+    assert files(source) == ["a.png", "restored/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["EMPTY", "-o", "OUT"], "holds no pictures"),
+        (["a.png"], "-o/--output"),
+        (["a.png", "-o", "FILE"], "is a file; -o needs a folder"),
+        (["a.png", "-o", "OUT", "--tile", "0"], "'0' is neither 'auto' nor a positive number"),
+        (["a.png", "-o", "OUT", "--overlap", "-3"], "overlap"),
+        (["a.png", "-o", "OUT", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2(weights, tmp_path, capsys, arguments, reason):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "FILE").write_text("")
+    arguments = [tmp_path / part if part in ("EMPTY", "OUT", "FILE") else part for part in arguments]
+    assert reason in usage_error(weights, capsys, *arguments)
+
+
+def test_unknown_tasks_and_missing_weights_are_one_sentence(weights, tmp_path, capsys):
+    picture = write(tmp_path / "a.png")
+    assert run(weights, picture, "-o", tmp_path / "out", "--task", "snow") == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: This model knows no task 'snow'; it knows none, noise")
+    )
+    assert main([str(picture), "-o", str(tmp_path / "out"), "--weights", "gone.safetensors"]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no weights file 'gone.safetensors'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_task_and_tiles_reach_the_model(weights, tmp_path):
+    picture = write(tmp_path / "a.png", pixels(3, 60, 70))
+    results = {}
+    for name, options in {
+        "none": ("--task", "none"),
+        "noise": ("--task", "noise"),
+        "tiled": ("--task", "noise", "--tile", "16", "--overlap", "64"),
+    }.items():
+        assert run(weights, picture, "-o", tmp_path / name, *options) == 0
+        with Image.open(tmp_path / name / "a.png") as result:
+            results[name] = np.asarray(result).astype(int)
+        task = options[1]
+        assert np.abs(results[name] - expected(weights, pixels(3, 60, 70), task=task)).max() <= 1
+    assert np.abs(results["none"] - results["noise"]).max() > 10
+
+
+def test_comparison_and_uncertainty_are_written_beside_the_result(weights, tmp_path):
+    picture = write(tmp_path / "a.jpg", quality=95)
+    assert run(weights, picture, "-o", tmp_path / "out", "--compare", "--uncertainty") == 0
+    assert files(tmp_path / "out") == ["a.jpg", "a_compare.png", "a_uncertainty.png"]
+    with Image.open(picture) as before, Image.open(tmp_path / "out" / "a_compare.png") as both:
+        original, pair = np.asarray(before.convert("RGB")), np.asarray(both)
+    assert np.array_equal(pair[:, :30], original)
+    assert np.array_equal(pair[:, -30:], expected(weights, original))
+    with Image.open(tmp_path / "out" / "a_uncertainty.png") as doubt:
+        assert doubt.size == (30, 20)
+        assert doubt.text["Description"].startswith("Expected absolute error")
+
+
+def test_transparency_greyscale_and_profile_survive(weights, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    alpha = np.random.default_rng(1).integers(0, 256, (20, 30), dtype=np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    write(source / "alpha.png", np.dstack([pixels(), alpha]))
+    write(source / "palette.png", Image.fromarray(pixels()).quantize(8), transparency=3)
+    write(source / "grey.png", pixels()[..., 0])
+    write(source / "profile.jpg", icc_profile=profile)
+    assert run(weights, source, "-o", out) == 0
+    with Image.open(out / "alpha.png") as result:
+        assert result.mode == "RGBA"
+        assert np.array_equal(np.asarray(result)[..., 3], alpha)
+        assert np.array_equal(np.asarray(result)[..., :3], expected(weights, pixels()))
+    with Image.open(out / "palette.png") as result, Image.open(source / "palette.png") as before:
+        assert np.array_equal(np.asarray(result)[..., 3], np.asarray(before.convert("RGBA"))[..., 3])
+    with Image.open(out / "grey.png") as result:
+        assert result.mode == "L"
+    with Image.open(out / "profile.jpg") as result:
+        assert result.info["icc_profile"] == profile
+
+
+def test_turned_photographs_come_out_upright_with_their_exif(weights, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    write(tmp_path / "turned.jpg", exif=exif)
+    assert run(weights, tmp_path / "turned.jpg", "-o", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "turned.jpg") as result:
+        assert result.size == (20, 30)
+        assert dict(result.getexif()) == {0x010F: "Camera"}
+
+
+def test_16_bit_pictures_are_restored_at_8_with_a_note(weights, tmp_path, capsys):
+    import cv2
+
+    (tmp_path / "in").mkdir()
+    deep = pixels().astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "in" / "colour.png"), deep[..., ::-1])
+    cv2.imwrite(str(tmp_path / "in" / "grey.png"), deep[..., 0])
+    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    for name in ("colour", "grey"):
+        assert f"{name}.png: 16 bits per channel were reduced to 8" in said
+    with Image.open(tmp_path / "out" / "colour.png") as result:
+        assert np.array_equal(np.asarray(result), expected(weights, pixels()))
+
+
+def test_a_picture_too_large_for_memory_is_reported_and_the_rest_is_restored(weights, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "in" / "a.png")
+    write(tmp_path / "in" / "b.png", pixels(1))
+    real = Restorer.restore_pixels
+
+    def full(self, image, **options):
+        if np.array_equal(image, pixels()):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(self, image, **options)
+
+    monkeypatch.setattr(Restorer, "restore_pixels", full)
+    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "a.png: not enough memory; choose smaller tiles" in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["b.png"]
+
+
+CHECK_MODULES = """
+import sys
+from opir_lightning.restore import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as error:
+    status = error.code
+print("status", status, sorted({"lightning", "hydra", "omegaconf", "wandb", "torch", "numpy"} & set(sys.modules)))
+"""
+
+
+def test_help_imports_nothing_heavy_and_restoring_neither_lightning_nor_hydra(weights, tmp_path):
+    def last_line(*arguments: str) -> str:
+        command = [sys.executable, "-c", CHECK_MODULES, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+    assert last_line("--help") == "status 0 []"
+    picture = write(tmp_path / "a.png", pnginfo=PngInfo())
+    assert last_line(str(picture), "-o", str(tmp_path / "out"), "--weights", weights) == "status 0 ['numpy', 'torch']"
