@@ -257,8 +257,12 @@ def test_what_is_no_weights_file_is_named(model, tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
+    path, opened_before = tmp_path / "model.safetensors", tmp_path / "link"
+    write_atomically(path, b"older")
+    opened_before.hardlink_to(path)
     write_atomically(path, b"old")
+    assert opened_before.read_bytes() == b"older"  # replaced, never written into
+    opened_before.unlink()
 
     def disk_full(_):
         raise OSError("No space left on device")

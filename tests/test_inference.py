@@ -226,6 +226,8 @@ def test_pictures_of_other_modes_become_upright_8_bit_rgb():
     assert deep.mode == "I;16"
     for image in (Image.fromarray(ramp), deep, Image.fromarray(ramp.astype(np.int32) * 257)):
         assert np.array_equal(to_rgb(image), np.stack([ramp] * 3, axis=2))
+    edges = np.array([[0, 128, 129, 65280, 65535]], np.uint16)  # to the nearest of 255 levels, not the high byte
+    assert to_rgb(Image.fromarray(edges))[0, :, 0].tolist() == [0, 0, 1, 254, 255]
     with pytest.raises(UserError, match="floating-point values"):
         to_rgb(Image.fromarray(ramp.astype(np.float32)))
     with pytest.raises(UserError, match="beyond 16 bits"):

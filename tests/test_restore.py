@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from PIL.PngImagePlugin import PngInfo
 
 from opir_lightning.checkpoints import save_weights
 from opir_lightning.inference import Restorer
@@ -20,7 +19,7 @@ from opir_lightning.restore import main
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
-    """A network whose result is everywhere visibly brighter than its input, and lets the code through."""
+    """A network whose result is everywhere visibly brighter than its input, by an amount that depends on the task."""
     torch.manual_seed(0)
     net = OPIR(
         tasks=["none", "noise"],
@@ -31,9 +30,8 @@ def weights(tmp_path_factory) -> str:
         features=4,
         code_crop=16,
     )
-    with torch.no_grad():
-        for index, stage in enumerate(net.task_parameters):
-            stage.affine.weight[:, 1, -3:] = torch.tensor([[0.1], [0.2]])[:, :1] if index == 0 else 0.0
+    with torch.no_grad():  # the offsets of stage 1, one per task; stage 2 starts as an identity
+        net.task_parameters[0].affine.weight[:, 1, -3:] = torch.tensor([[0.1], [0.2]])
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_weights(path, net)
     return str(path)
@@ -253,6 +251,13 @@ def test_turned_photographs_come_out_upright_with_their_exif(weights, tmp_path):
         assert dict(result.getexif()) == {0x010F: "Camera"}
 
 
+def test_of_a_phones_double_picture_the_first_is_restored(weights, tmp_path):
+    picture = write(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert run(weights, picture, "-o", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "a.jpg") as result:
+        assert (result.format, result.size) == ("JPEG", (30, 20))
+
+
 def test_16_bit_pictures_are_restored_at_8_with_a_note(weights, tmp_path, capsys):
     import cv2
 
@@ -301,5 +306,5 @@ def test_help_imports_nothing_heavy_and_restoring_neither_lightning_nor_hydra(we
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
 
     assert last_line("--help") == "status 0 []"
-    picture = write(tmp_path / "a.png", pnginfo=PngInfo())
+    picture = write(tmp_path / "a.png")
     assert last_line(str(picture), "-o", str(tmp_path / "out"), "--weights", weights) == "status 0 ['numpy', 'torch']"

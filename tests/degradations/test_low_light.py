@@ -52,6 +52,9 @@ def test_cast_stays_in_its_range_and_leaves_green():
     assert 0.799 <= red_blue.min() < 0.86
     assert 1.16 < red_blue.max() <= 1.251
     assert abs(np.corrcoef(red_blue.T)[0, 1]) < 0.5
+    faint = degrade(torch.full((3, 8, 8), 0.5), generator=seeded(39), severity=0.25)
+    light = ((faint.mean((1, 2)) + 0.055) / 1.055) ** 2.4
+    assert np.allclose((light / light[1]).numpy(), np.array(gains[39]) ** 0.25, rtol=2e-3)  # casts fade with severity
 
 
 def test_noise_is_that_of_the_sensor_and_fades_with_the_square_of_severity():

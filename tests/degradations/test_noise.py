@@ -40,7 +40,9 @@ def test_benchmark_noise_is_the_published_rule():
     assert noisy[0, 0].tolist() == [86, 145, 97]
     assert np.array_equal(noisy, benchmark_noise(grey, sigma_255=25, name="101085.png"))
     assert not np.array_equal(noisy, benchmark_noise(grey, sigma_255=25, name="101087.png"))
-    assert benchmark_noise(grey, sigma_255=250, name="x").min() == 0  # clipped, not wrapped around
+    strong = benchmark_noise(grey, sigma_255=250, name="x")  # clipped and not wrapped around: 30 % at either end
+    assert (strong == 0).mean() == pytest.approx(0.305, abs=0.01)
+    assert (strong == 255).mean() == pytest.approx(0.306, abs=0.01)
     assert np.array_equal(benchmark_noise(grey, sigma_255=0, name="x"), grey)
 
 

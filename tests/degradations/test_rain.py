@@ -100,11 +100,22 @@ def test_rain_falls_as_densely_at_the_border_as_in_the_middle():
 
 
 def test_more_rain_keeps_the_streaks_of_less_rain():
-    rain, black = Rain(veil_share=0.0, quantise=False), torch.zeros(3, 90, 90)
-    for seed in range(6):
-        less, more = (rain(black, generator=seeded(seed), severity=s) for s in (0.4, 0.9))
+    # Large streaks, so that less rain is a handful: below 10, numpy draws a Poisson number by another method.
+    rain, black = Rain(length=100, width=4.0, veil_share=0.0, quantise=False), torch.zeros(3, 90, 90)
+    for seed in range(12):
+        less, more = (rain(black, generator=seeded(seed), severity=s) for s in (0.15, 0.9))
         assert bool((more >= less - 1e-5).all())
         assert float(more.sum()) > float(less.sum())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_crossing_share_is_the_probability_of_a_second_direction(share):
+    rain, rng = Rain(crossing_share=share), np.random.default_rng(0)
+    angles = [rain._streaks(100, 100, 2.0, rng).angle for _ in range(200)]
+    # One direction wobbles by +-9 degrees at most; a second one is mostly farther off.
+    crossing = np.mean([np.ptp(angle) > 18.001 for angle in angles])
+    assert crossing == pytest.approx(0.75 * share, abs=0.1)
+    assert all(np.abs(angle).max() < 55 for angle in angles)
 
 
 def test_rain_is_grey_and_never_darkens_without_a_veil(photo):

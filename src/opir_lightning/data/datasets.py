@@ -111,7 +111,7 @@ class Mixture(Dataset[Sample]):
         )
 
     def _crops(self, source: Source, item: Item, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-        """A random window with the source's margin around it, augmented; a smaller picture is mirrored at its border."""
+        """A random window with the source's margin around it, augmented; a small picture is mirrored at its border."""
         pair = [pixels for pixels in read_pair(item, self.store) if pixels is not None]
         side = self.crop + 2 * source.margin
         height, width = pair[0].shape[:2]

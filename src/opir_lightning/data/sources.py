@@ -72,6 +72,11 @@ class CleanFolder:
     margin: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if not callable(self.degradation):
+            raise UserError(
+                f"The degradation of a clean folder is {self.degradation!r}; it needs a node with a _target_, such as "
+                "${degradations.noise}. Ranges are set there: degradations.noise.sigma_255=[0,30]."
+            )
         self.margin = self.degradation.margin
 
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:

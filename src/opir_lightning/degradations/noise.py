@@ -181,5 +181,5 @@ class Noise:
             return finish(noisy, quantise=self.quantise)
         if not self.quantise:
             return finish(_add_gaussian(clean, sigma, generator), quantise=False)
-        # As in the benchmarks: noise on the 8-bit picture, clipped, then truncated (half a level darker on average).
-        return (_add_gaussian((clean * 255).round() / 255, sigma, generator) * 255).clamp_(0, 255).floor_().div_(255)
+        # As in the benchmarks: clipped, then truncated (half a level darker on average).
+        return (_add_gaussian(clean, sigma, generator) * 255).clamp_(0, 255).floor_().div_(255)

@@ -122,7 +122,7 @@ class OPIR(nn.Module):
             tasks=len(tasks), severity_size=severity_size, crop=code_crop, crops_per_side=code_crops
         )
         aware = task_parameters == "after"
-        self.task_parameters = nn.ModuleList(
+        task_aware = [
             OperatorTaskParameters(
                 tasks=len(tasks) if aware else 1,
                 severity_size=severity_size,
@@ -133,8 +133,9 @@ class OPIR(nn.Module):
                 first_stage=stage == 0,
             )
             for stage in range(stages)
-        )
-        channels = self.task_parameters[0].channels
+        ]
+        self.task_parameters = nn.ModuleList(task_aware)
+        channels = task_aware[0].channels
         predictions = [
             _Prediction(
                 predictor=OperatorPredictor(

@@ -34,7 +34,7 @@ def widen(image: Tensor, margin: int, padding: str, dtype: torch.dtype) -> Tenso
         return image.to(dtype).contiguous()
     B, C, H, W = image.shape
     shape = (B, C, H + 2 * margin, W + 2 * margin)
-    wide = torch.zeros(shape, dtype=dtype, device=image.device)
+    wide = (torch.zeros if padding == "zeros" else torch.empty)(shape, dtype=dtype, device=image.device)
     rows = wide.narrow(2, margin, H)
     rows.narrow(3, margin, W).copy_(image)
     for run in _border(W, margin, padding):

@@ -73,7 +73,7 @@ def backward(
 
 
 def _taps(planes: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """One tap of a tile after the other; converted ones share one buffer, since fresh memory costs more than the sums."""
+    """One tap of a tile after the other. Converted ones share a buffer: fresh memory costs more than the sums."""
     buffer = None if planes.dtype == dtype else torch.empty(planes[:, :, 0].shape, dtype=dtype, device=planes.device)
     for tap in planes.unbind(2):
         yield tap if buffer is None else buffer.copy_(tap)

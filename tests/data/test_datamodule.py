@@ -1,0 +1,84 @@
+"""Finding sources, and what bad folders get."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from opir_lightning.data.datamodule import RestorationData
+from opir_lightning.data.sources import EMBEDDED, CleanFolder, PairedFolder
+from opir_lightning.degradations import Noise
+from opir_lightning.errors import UserError
+
+NOISE = {"noise": CleanFolder(task="noise", degradation=Noise(), folders=["photos", "more"])}
+
+
+def data(root=None, train=NOISE, **settings):
+    settings = {"tasks": ["none", "noise"], "train": train, "val": NOISE, "crop": 32, **settings}
+    return RestorationData(root=None if root is None else str(root), **settings)
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("wine.jpg", "free.jpg"):
+        shutil.copy(EMBEDDED / "train" / name, tmp_path / "photos" / name)
+    return tmp_path
+
+
+def test_embedded_photographs_are_split_and_attributed():
+    names = {split: {p.name for p in (EMBEDDED / split).glob("*.jpg")} for split in ("train", "heldout")}
+    assert not names["train"] & names["heldout"]
+    assert 12 <= len(names["train"] | names["heldout"]) <= 16
+    attribution = (EMBEDDED / "ATTRIBUTION.md").read_text()
+    for split, files in names.items():
+        for name in files:
+            row = next(line for line in attribution.splitlines() if f"{split}/{name}" in line)
+            assert "creativecommons.org" in row
+    assert sum(path.stat().st_size for path in EMBEDDED.rglob("*.jpg")) <= 3 * 2**20
+
+
+def test_without_a_root_training_and_validation_never_share_a_photograph():
+    embedded = data()
+    embedded.prepare_sets()
+    train = {item.clean for _, items in embedded.mixture.sources for item in items}
+    val = {item.clean for val_set in embedded.val_sets for item in val_set.items}
+    assert train
+    assert val
+    assert not train & val
+
+
+def test_sets_below_the_root_are_found_and_absent_ones_left_out(root):
+    both = {**NOISE, "pairs": PairedFolder(task="noise", degraded="a", clean="b")}
+    found = data(root, both)
+    found.prepare_sets()
+    assert found.found == {"noise": 2}
+
+
+def test_sources_of_other_tasks_are_left_out(root):
+    with pytest.raises(UserError, match="No training pictures"):
+        data(root, tasks=["none", "rain"]).prepare_sets()
+
+
+def test_a_missing_or_empty_root_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        data(tmp_path / "nowhere").prepare_sets()
+    with pytest.raises(UserError, match="more, photos"):
+        data(tmp_path).prepare_sets()
+
+
+def test_a_broken_picture_is_named_and_stops_the_run_only_past_the_share(root):
+    whole = (root / "photos" / "wine.jpg").read_bytes()
+    (root / "photos" / "broken.png").write_bytes(whole[:300])
+    with pytest.raises(UserError, match=r"broken\.png.*1 of 3"):
+        data(root).prepare_sets()
+    tolerant = data(root, broken_share=0.5)
+    tolerant.prepare_sets()
+    assert {item.name for item in tolerant.mixture.sources[0][1]} == {"wine", "free"}
+
+
+def test_a_folder_of_pairs_without_its_partner_folder_is_named(root):
+    pairs = {"mine": PairedFolder(task="noise", degraded="photos", clean="absent")}
+    with pytest.raises(UserError, match="absent"):
+        data(root, pairs).prepare_sets()

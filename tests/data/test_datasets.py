@@ -1,0 +1,203 @@
+"""The sample stream: what it depends on and what it does not; pairs stay pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from opir_lightning.data.datasets import EvaluationSet, Mixture, SampleNumbers, collate
+from opir_lightning.data.images import ImageStore
+from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder
+from opir_lightning.degradations import Blur, Identity, Noise, Rain
+from opir_lightning.errors import UserError
+
+TASKS = ["none", "noise", "rain", "blur"]
+
+
+def embedded(task, degradation, weight=1.0):
+    source = CleanFolder(task=task, degradation=degradation, folders=[], weight=weight)
+    return source, source.items(None, embedded="train")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return Mixture(
+        {
+            "none": embedded("none", Identity(), 0.5),
+            "noise": embedded("noise", Noise()),
+            "rain": embedded("rain", Rain()),
+            "blur": embedded("blur", Blur(), 2.0),
+        },
+        tasks=TASKS,
+        store=ImageStore(),
+        crop=32,
+        seed=3,
+        label_share=0.4,
+    )
+
+
+def same(first, second):
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(first, second, strict=True))
+
+
+def test_a_sample_depends_on_its_number_alone(mixture):
+    first = [mixture[n] for n in (5, 6, 7)]
+    torch.manual_seed(9)
+    np.random.seed(9)  # noqa: NPY002  the legacy state is the one that must not matter
+    again = [mixture[n] for n in (7, 5, 6)]
+    assert same(first[0], again[1])
+    assert same(first[1], again[2])
+    assert same(first[2], again[0])
+    assert not same(first[0], first[1])
+
+
+def test_another_seed_gives_other_samples(mixture):
+    other = Mixture(
+        {"noise": embedded("noise", Noise())}, tasks=TASKS, store=ImageStore(), crop=32, seed=4, label_share=0.4
+    )
+    mine = Mixture(
+        {"noise": embedded("noise", Noise())}, tasks=TASKS, store=ImageStore(), crop=32, seed=3, label_share=0.4
+    )
+    assert not same(other[0], mine[0])
+
+
+def test_workers_do_not_change_the_stream(mixture):
+    def stream(workers):
+        loader = DataLoader(
+            mixture, batch_size=4, sampler=SampleNumbers(count=16), num_workers=workers, collate_fn=collate
+        )
+        return list(loader)
+
+    for alone, shared in zip(stream(0), stream(2), strict=True):
+        assert torch.equal(alone.degraded, shared.degraded)
+        assert torch.equal(alone.clean, shared.clean)
+        assert alone.name == shared.name
+
+
+def test_threads_do_not_change_the_stream(mixture):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = [mixture[n] for n in range(8)]
+        torch.set_num_threads(2)
+        two = [mixture[n] for n in range(8)]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_sources_are_drawn_by_weight_and_labelled(mixture):
+    tasks = np.array([mixture[n].task for n in range(400)])
+    shares = np.bincount(tasks, minlength=4) / 400
+    assert shares == pytest.approx(np.array([0.5, 1, 1, 2]) / 4.5, abs=0.07)
+    assert np.mean([mixture[n].label_given for n in range(400)]) == pytest.approx(0.4, abs=0.07)
+
+
+def test_undamaged_samples_are_their_own_clean_picture_and_damaged_ones_are_not(mixture):
+    for n in range(30):
+        sample = mixture[n]
+        assert sample.degraded.shape == sample.clean.shape == (3, 32, 32)
+        if sample.task == 0:
+            assert torch.equal(sample.degraded, sample.clean)
+
+
+def test_ranks_share_an_epoch_without_overlap_and_epochs_follow_each_other():
+    def numbers(rank, epoch):
+        sampler = SampleNumbers(count=12, rank=rank, world=2)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert sorted(numbers(0, 0) + numbers(1, 0)) == list(range(12))
+    assert sorted(numbers(0, 1) + numbers(1, 1)) == list(range(12, 24))
+
+
+def test_a_resumed_epoch_goes_on_with_the_next_sample_and_the_one_after_is_whole():
+    sampler = SampleNumbers(count=12, epoch=3, skip=8)
+    assert list(sampler) == [44, 45, 46, 47]
+    assert len(sampler) == 12
+    sampler.set_epoch(4)
+    assert list(sampler) == list(range(48, 60))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Pairs in which the degraded picture is the clean one's negative, so that a broken pairing shows."""
+    generator = np.random.default_rng(0)
+    for folder in ("bad", "good"):
+        (tmp_path / folder).mkdir()
+    for index, (height, width) in enumerate([(40, 50), (20, 60)]):  # the second is smaller than the crop
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "good" / f"{index}.png")
+        Image.fromarray(255 - pixels).save(tmp_path / "bad" / f"{index}_0.8_0.1.png")
+    return tmp_path
+
+
+def paired(**settings):
+    return PairedFolder(task="rain", degraded="bad", clean="good", match="([^_]+)_.*", **settings)
+
+
+@pytest.mark.parametrize("augmentation", ["d4", "flip", "none"])
+def test_both_halves_of_a_pair_are_cut_and_turned_alike(pairs, augmentation):
+    source = paired(augmentation=augmentation)
+    items = source.items(pairs, embedded="train")
+    mixture = Mixture({"p": (source, items)}, tasks=TASKS, store=ImageStore(), crop=32, seed=0, label_share=0)
+    crops = [mixture[n] for n in range(20)]
+    for sample in crops:
+        torch.testing.assert_close(sample.degraded, 1 - sample.clean)
+    assert {sample.name for sample in crops} == {"0_0.8_0.1", "1_0.8_0.1"}
+
+
+def test_augmentation_none_never_turns_and_d4_does(pairs):
+    def crops(augmentation):
+        source = paired(augmentation=augmentation)
+        items = source.items(pairs, embedded="train")[:1]
+        store = ImageStore()
+        mixture = Mixture({"p": (source, items)}, tasks=TASKS, store=store, crop=32, seed=0, label_share=0)
+        whole = torch.from_numpy(store[items[0].clean].transpose(2, 0, 1).copy()).float() / 255
+        windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 32, 32)
+        return [bool((windows == mixture[n].clean).flatten(1).all(1).any()) for n in range(12)]
+
+    assert all(crops("none"))
+    assert not all(crops("d4"))
+
+
+def test_a_missing_partner_is_named(pairs):
+    (pairs / "good" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 pictures.*'1_0\.8_0\.1\.png'"):
+        paired().items(pairs, embedded="train")
+
+
+def test_a_pair_of_two_sizes_is_named(pairs):
+    Image.new("RGB", (9, 9)).save(pairs / "good" / "1.png")
+    source = paired()
+    items = source.items(pairs, embedded="train")
+    sets = EvaluationSet("p", source, items, tasks=TASKS, store=ImageStore())
+    with pytest.raises(UserError, match="60x20.*9x9"):
+        sets[1]
+
+
+def test_evaluation_pictures_are_the_same_every_time_and_span_the_severities():
+    source, items = embedded("noise", Noise(shot_share=0.0))
+    sets = EvaluationSet("n", source, items[:3], tasks=TASKS, store=ImageStore(), severity=(0.1, 0.9))
+    assert same(sets[1], sets[1])
+    errors = [(s.degraded - s.clean).std().item() for s in (sets[0], sets[1], sets[2])]
+    assert errors[0] < errors[1] < errors[2]
+    centre = EvaluationSet("n", source, items, tasks=TASKS, store=ImageStore(), centre=64)
+    assert centre[0].clean.shape == (3, 64, 64)
+    assert centre.whole()[0].clean.shape[-1] > 64
+    assert centre[0].clean.shape == (3, 64, 64)
+
+
+def test_benchmark_noise_is_seeded_by_the_file_name():
+    source = BenchmarkNoise(sigma_255=25, folders=[])
+    items = source.items(None, embedded="heldout")
+    store = ImageStore()
+    sets = EvaluationSet("n", source, items, tasks=TASKS, store=store)
+    reordered = EvaluationSet("n", source, items[::-1], tasks=TASKS, store=store)
+    assert same(sets[0], reordered[len(items) - 1])
+    levels = sets[0].degraded * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
