@@ -17,6 +17,7 @@ Both agree with scikit-image. The SSIM is written out because torchmetrics knows
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -122,7 +123,7 @@ def _ssim(first: Tensor, second: Tensor, window: _Window) -> Tensor:
         )
     n = side * side
     correction = n / (n - 1) if window.sample_covariance else 1.0
-    taps = first.new_tensor(window.taps)
+    taps = window.taps
     mean_x, mean_y = _local_mean(first, taps), _local_mean(second, taps)
     var_x = correction * (_local_mean(first * first, taps) - mean_x**2)
     var_y = correction * (_local_mean(second * second, taps) - mean_y**2)
@@ -133,11 +134,18 @@ def _ssim(first: Tensor, second: Tensor, window: _Window) -> Tensor:
     return (top / bottom).mean(dim=(1, 2, 3))
 
 
-def _local_mean(x: Tensor, taps: Tensor) -> Tensor:
-    """Weighted mean over the window, only where it lies inside: ``(B, C, H, W)`` to ``(B, C, H-k+1, W-k+1)``."""
-    flat = x.reshape(-1, 1, *x.shape[-2:])
-    flat = F.conv2d(F.conv2d(flat, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
-    return flat.view(*x.shape[:2], *flat.shape[-2:])
+def _local_mean(x: Tensor, taps: Sequence[float]) -> Tensor:
+    """Weighted mean over the window, only where it lies inside: ``(B, C, H, W)`` to ``(B, C, H-k+1, W-k+1)``.
+
+    Shifted multiply-adds: torch's float64 convolution makes a score 4 to 6 times as slow on a CPU.
+    """
+    for axis in (2, 3):
+        length = x.shape[axis] - len(taps) + 1
+        mean = x.narrow(axis, 0, length) * taps[0]
+        for offset, tap in enumerate(taps[1:], start=1):
+            mean.add_(x.narrow(axis, offset, length), alpha=tap)
+        x = mean
+    return x
 
 
 def uncertainty_scores(uncertainty: Tensor, error: Tensor) -> dict[str, Tensor]:

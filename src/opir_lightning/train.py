@@ -72,8 +72,8 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
     )
     trainer = instantiate(
         plain["trainer"],
-        logger=[instantiate(logger, _convert_="all") for logger in plain["logger"].values()],
-        callbacks=[instantiate(callback, _convert_="all") for callback in plain["callbacks"].values()],
+        logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
+        callbacks=[instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node],
         default_root_dir=plain["run_dir"],
     )
     return module, data, trainer, Path(plain["run_dir"])

@@ -176,7 +176,7 @@ def test_a_pair_of_two_sizes_is_named(pairs):
     source = paired()
     items = source.items(pairs, embedded="train")
     sets = EvaluationSet("p", source, items, tasks=TASKS, store=ImageStore())
-    with pytest.raises(UserError, match="60x20.*9x9"):
+    with pytest.raises(UserError, match=r"60x20.*9x9"):
         sets[1]
 
 

@@ -81,7 +81,7 @@ def test_a_pixel_beyond_the_receptive_field_changes_nothing():
 
 
 def test_task_parameters_enter_after_the_prediction_only():
-    """The same features for every code: with task parameters after the prediction, the predictor never sees the code."""
+    """With task parameters after the prediction, the predictor never sees the code."""
     net = trained_looking(make())
     image, ones = picture(16, 16), torch.ones(1, 1, 16, 16)
     codes = [net.estimate_code(image, torch.tensor([task])) for task in (1, 2)]

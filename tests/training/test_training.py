@@ -1,0 +1,176 @@
+"""Real Lightning runs of a few steps: determinism, resume, what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from opir_lightning.checkpoints import load_model
+from opir_lightning.config import check_keys, config_dir, register_schemas
+from opir_lightning.errors import UserError
+from opir_lightning.train import assemble, train
+from opir_lightning.training.module import parameter_groups
+from opir_lightning.training.schedules import WarmupCosine
+
+register_schemas()
+SMALL = [
+    "experiment=demo",
+    "data.crop=32",
+    "data.batch_size=2",
+    "data.workers=0",
+    "data.val_pictures=1",
+    "data.val_centre=64",
+    "model.width=8",
+    "model.middle_blocks=1",
+    "model.features=8",
+    "trainer.max_time=null",
+    "trainer.enable_progress_bar=false",
+    "callbacks.progress=null",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def configuration(run_dir: Path, *overrides: str):
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        return compose("train", [*SMALL, f"run_dir={run_dir}", *overrides])
+
+
+def fit(run_dir: Path, *overrides: str, stop: int | None = None):
+    """Fit without the report; with ``stop``, be interrupted after that many steps.
+
+    Returns the module and the samples in the order they were used.
+    """
+    plain = check_keys(configuration(run_dir, *overrides))
+    module, data, trainer, _ = assemble(plain)
+    used: list[str] = []
+    step = module.training_step
+
+    def recording_step(batch, batch_idx):
+        if trainer.global_step == stop:
+            raise KeyboardInterrupt
+        means = batch.degraded.mean((1, 2, 3))
+        used.extend(f"{name}:{value:.6f}" for name, value in zip(batch.name, means, strict=True))
+        return step(batch, batch_idx)
+
+    module.training_step = recording_step
+    try:
+        trainer.fit(module, data, ckpt_path=plain["resume"], weights_only=True)
+    except SystemExit:
+        assert stop is not None
+    return module, used
+
+
+def weights(module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.net.parameters()])
+
+
+def test_same_seed_gives_the_same_weights_with_any_number_of_workers(tmp_path):
+    steps = ["trainer.max_steps=20", "data.epoch_samples=100", "trainer.limit_val_batches=0"]
+    first, _ = fit(tmp_path / "a", *steps)
+    second, _ = fit(tmp_path / "b", *steps, "data.workers=2")
+    other, _ = fit(tmp_path / "c", *steps, "seed=1")
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("cut", [3, 5, 8])
+def test_a_resumed_run_goes_on_with_the_next_sample_to_the_same_weights(tmp_path, cut):
+    """Epochs of five steps, cut in the first, at its end, and in the second."""
+    common = [
+        "data.epoch_samples=10",
+        "trainer.limit_val_batches=0",
+        "callbacks.checkpoint.monitor=null",
+        "callbacks.checkpoint.every_n_train_steps=1",
+        "schedule.warmup=0",
+    ]
+    whole, used = fit(tmp_path / "whole", *common, "trainer.max_steps=12")
+    _, before = fit(tmp_path / "cut", *common, "trainer.max_steps=12", stop=cut)
+    resumed, after = fit(
+        tmp_path / "cut", *common, "trainer.max_steps=12", f"resume={tmp_path}/cut/checkpoints/last.ckpt"
+    )
+    assert before + after == used
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_run_leaves_weights_scores_pictures_and_a_safe_checkpoint(tmp_path, capsys):
+    train(configuration(tmp_path, "trainer.max_steps=4", "data.epoch_samples=4"))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["tasks"]) == {"noise", "rain", "haze", "blur", "low_light"}
+    assert all(set(row) == {"input", "coarse", "refined"} for row in results["tasks"].values())
+    assert results["undamaged"]["input"] is None  # infinite
+    assert results["meta"]["steps"] == 4
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["config"]["name"] == "demo"
+    from_checkpoint, _ = load_model(tmp_path / "checkpoints" / "last.ckpt")
+    from_weights, header = load_model(tmp_path / "model.safetensors")
+    for name, value in from_weights.state_dict().items():
+        torch.testing.assert_close(from_checkpoint.state_dict()[name], value, rtol=0, atol=0)
+    assert "demo" in str(header)
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 500
+    assert len(list((tmp_path / "panels").glob("*.png"))) == 2
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+    log = (tmp_path / "log" / "metrics.csv").read_text().splitlines()[0]
+    for term in ("train/refined/rmse", "train/coarse/rmse", "train/uncertainty", "train/task", "val/noise/psnr"):
+        assert term in log
+    printed = capsys.readouterr().out
+    assert "opir_lightning.restore" in printed
+    assert "stage 2" in printed
+
+
+def test_kept_weights_are_the_moving_average(tmp_path):
+    module, _ = fit(tmp_path, "trainer.max_steps=6", "data.epoch_samples=12", "callbacks.ema.decay=0.5")
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    name = "net.stages.0.projection.weight"
+    assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
+    assert torch.equal(checkpoint["state_dict"][name], module.state_dict()[name])
+
+
+def test_label_mode_and_one_stage_train_too(tmp_path):
+    module, _ = fit(
+        tmp_path,
+        "trainer.max_steps=2",
+        "data.epoch_samples=4",
+        "task_code=label",
+        "model.stages=1",
+        "model.uncertainty=off",
+        "trainer.limit_val_batches=1",
+    )
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_an_unknown_task_or_code_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"Unknown task 'snow'.*haze"):
+        train(configuration(tmp_path, "tasks=[none,snow]"))
+    with pytest.raises(UserError, match="blind or label"):
+        train(configuration(tmp_path, "task_code=maybe"))
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(configuration(tmp_path, "resume=nowhere.ckpt"))
+
+
+def test_schedule_rises_then_falls_to_its_last_share():
+    schedule = WarmupCosine(warmup=0.1, last=0.02)
+    assert schedule(0.0) == 0
+    assert schedule(0.05) == pytest.approx(0.5)
+    assert schedule(0.1) == pytest.approx(1.0)
+    assert schedule(0.55) == pytest.approx((1 + 0.02) / 2)
+    assert schedule(1.0) == pytest.approx(0.02)
+    assert schedule(1.5) == pytest.approx(0.02)
+    with pytest.raises(ValueError, match="share"):
+        WarmupCosine(warmup=math.inf)
+
+
+def test_task_parameters_biases_and_norms_are_not_decayed(tmp_path):
+    module, *_ = assemble(check_keys(configuration(tmp_path)))
+    decayed, plain = parameter_groups(module.net)
+    names = {id(p): n for n, p in module.net.named_parameters()}
+    kept = {names[id(p)] for p in plain["params"]}
+    assert {n for n in names.values() if "task_parameters" in n or n.endswith("bias") or "norm" in n} <= kept
+    assert "stages.0.projection.weight" in {names[id(p)] for p in decayed["params"]}
+    assert len(kept) + len(decayed["params"]) == len(names)
