@@ -57,9 +57,8 @@ def test_three_by_three_by_hand(backend, padding, corner):
     near, far = operator_conv(image, taps, dilations=(1, 2), padding=padding, backend=backend)[0, :, 0]
     assert near[1, 1] == 240  # 0*1 + 1*2 + ... + 8*9: correlation, no flip
     assert near[0, 0] == corner
-    # Two pixels from the centre everything lies outside, and only the central tap, 4, sees the 5 itself.
-    # reflect reads 9 7 .. as 5, too: from row -1 and 3 alike it returns to row 1, so all taps see it, 36 * 5.
-    # replicate reads the corners and edges: 0*1 + 1*2 + ... + 8*9 again.
+    # Two pixels from the centre everything lies outside. zeros: only the central tap sees anything, 4*5. reflect: rows
+    # and columns -1 and 3 return to 1, so every tap sees the 5, 36*5. replicate: the edges, 0*1 + ... + 8*9 again.
     assert far[1, 1] == {"zeros": 20, "reflect": 180, "replicate": 240}[padding]
 
 
@@ -320,7 +319,9 @@ def test_auto_takes_shifted_on_the_cpu_and_says_why(monkeypatch, caplog):
     monkeypatch.setattr(shifted, "forward", lambda *a, f=shifted.forward: taken.append("shifted") or f(*a))
     with caplog.at_level(logging.DEBUG, logger=dispatch.__name__):
         operator_conv(torch.rand(1, 1, 3, 3), torch.rand(1, 9, 3, 3))
-    assert taken == ["shifted"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the kernels would run, but far slower
+    operator_conv(torch.rand(1, 1, 3, 3), torch.rand(1, 9, 3, 3))
+    assert taken == ["shifted", "shifted"]
     assert "the image is on 'cpu' and the kernels need a CUDA device" in caplog.text
 
 
