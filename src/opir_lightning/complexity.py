@@ -23,7 +23,7 @@ def _operator_conv_flops(
     return 2 * batch * colours * height * width * (taps[1] // groups) * len(dilations)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not in inference mode, where the operator is called past torch's counter
 def count(net: nn.Module, size: int) -> tuple[int, int]:
     """Parameters, and multiply-adds for one ``size`` x ``size`` picture.
 

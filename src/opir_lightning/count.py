@@ -9,6 +9,7 @@ from pathlib import Path
 
 from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
+from opir_lightning.threads import limit_spinning
 
 TASKS = "[none,noise,rain,haze,blur,low_light]"
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="VARIANT", help="files in conf/model; all of them if none is named")
     parser.add_argument("--size", type=int, default=256, help="side of the picture in pixels (default 256)")
     arguments = parser.parse_args(argv)
+    limit_spinning()
     variants = [name for name in arguments.names if "=" not in name]
     overrides = [name for name in arguments.names if "=" in name]
     try:

@@ -11,9 +11,11 @@ from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
+from opir_lightning.threads import limit_spinning
 
 log = logging.getLogger(__name__)
 register_schemas()
+limit_spinning()
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opir_lightning.errors import UserError
+from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status (wrong usage leaves by ``SystemExit(2)``, as argparse does)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    limit_spinning()
     try:
         jobs, failed = plan(args)
     except UserError as error:

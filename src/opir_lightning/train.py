@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
+from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 register_schemas()
+limit_spinning()
 
 
 def train(config: DictConfig) -> Path:
@@ -66,6 +68,7 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         loss=instantiate(plain["loss"], _convert_="all"),
         optimizer=instantiate(plain["optimizer"], _convert_="all"),
         schedule=instantiate(plain["schedule"]),
+        task_lr_factor=plain["task_lr_factor"],
         task_code=plain["task_code"],
         val_sets=[val_set.name for val_set in data.val_sets],
         config=plain,

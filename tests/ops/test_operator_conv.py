@@ -377,3 +377,12 @@ def test_where_the_channels_leave_the_groups_open_they_must_be_given():
     only_fifth = torch.zeros_like(image)
     only_fifth[:, 4] = image[:, 4]
     assert torch.equal(operator_conv(image, taps, groups=9)[:, 0], only_fifth)
+
+
+@pytest.mark.parametrize("backend", ["shifted", "triton"])
+def test_inference_mode_gives_the_registered_operators_values(backend):
+    image, taps = torch.rand(1, 3, 5, 6), torch.rand(1, 27, 5, 6)
+    registered = operator_conv(image, taps, dilations=(1, 2), backend=backend)
+    with torch.inference_mode():
+        direct = operator_conv(image, taps, dilations=(1, 2), backend=backend)
+    assert torch.equal(direct, registered)

@@ -168,9 +168,11 @@ def test_schedule_rises_then_falls_to_its_last_share():
 
 def test_task_parameters_biases_and_norms_are_not_decayed(tmp_path):
     module, *_ = assemble(check_keys(configuration(tmp_path)))
-    decayed, plain = parameter_groups(module.net)
+    decayed, *others = parameter_groups(module.net, 5.0)
     names = {id(p): n for n, p in module.net.named_parameters()}
-    kept = {names[id(p)] for p in plain["params"]}
+    kept = {names[id(p)] for group in others for p in group["params"] if group["weight_decay"] == 0}
     assert {n for n in names.values() if "task_parameters" in n or n.endswith("bias") or "norm" in n} <= kept
+    quick = {names[id(p)] for group in others for p in group["params"] if group["lr_factor"] == 5}
+    assert quick == {n for n in names.values() if n.startswith("task_parameters.")}
     assert "stages.0.projection.weight" in {names[id(p)] for p in decayed["params"]}
     assert len(kept) + len(decayed["params"]) == len(names)

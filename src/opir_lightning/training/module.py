@@ -29,6 +29,7 @@ class RestorationModule(LightningModule):
         loss: named terms from a restoration, the clean pictures and the labels.
         optimizer: makes the optimizer from parameter groups.
         schedule: factor of the learning rate at a progress in [0, 1].
+        task_lr_factor: the task parameters' learning rate, in units of the others'.
         task_code: ``blind``: the code is estimated (in training, the label replaces it where the data side says so);
             ``label``: it is always given.
         val_sets: names of the validation sets, in the order of the data side's loaders.
@@ -42,6 +43,7 @@ class RestorationModule(LightningModule):
         loss: RestorationLoss,
         optimizer: Callable[[Iterable[Any]], Optimizer],
         schedule: Callable[[float], float],
+        task_lr_factor: float,
         task_code: Literal["blind", "label"],
         val_sets: Sequence[str],
         config: Mapping[str, Any],
@@ -49,7 +51,7 @@ class RestorationModule(LightningModule):
         super().__init__()
         self.net, self.loss = net, loss
         self.make_optimizer, self.schedule = optimizer, schedule
-        self.task_code, self.config = task_code, config
+        self.task_code, self.task_lr_factor, self.config = task_code, task_lr_factor, config
         self.val_sets = list(val_sets)
         self.val_scores = nn.ModuleDict(
             {f"{stage}/{number}": MeanMetric() for stage in STAGES for number in range(len(self.val_sets))}
@@ -93,8 +95,11 @@ class RestorationModule(LightningModule):
         return meter
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self.net))
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(self.progress(step)))
+        optimizer = self.make_optimizer(parameter_groups(self.net, self.task_lr_factor))
+        factors = [group["lr_factor"] for group in optimizer.param_groups]
+        scheduler = LambdaLR(
+            optimizer, [lambda step, factor=factor: factor * self.schedule(self.progress(step)) for factor in factors]
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def progress(self, step: int) -> float:
@@ -117,14 +122,21 @@ class RestorationModule(LightningModule):
         checkpoint["model_settings"] = self.net.settings
 
 
-def parameter_groups(net: nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only: biases, norms, scales and task parameters go without.
+def parameter_groups(net: nn.Module, task_lr_factor: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices and kernels only; the task parameters without it and with a learning rate of their own.
 
-    The task parameters are offsets from the identity operator; decaying their scales would pull them to no operator.
+    The task parameters are distances from the identity operator. Decaying their scales would pull them to no operator
+    at all; and they have far to go: at a hundredth of the light the taps have to sum up to eight.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    groups: dict[str, list[nn.Parameter]] = {"kernel": [], "plain": [], "task": []}
     for name, parameter in net.named_parameters():
-        is_kernel = name.endswith(".weight") and parameter.ndim in (2, 4) and "affine" not in name
-        (decayed if is_kernel else plain).append(parameter)
-    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        if name.startswith("task_parameters."):
+            groups["task"].append(parameter)
+        else:
+            is_kernel = name.endswith(".weight") and parameter.ndim in (2, 4)
+            groups["kernel" if is_kernel else "plain"].append(parameter)
+    return [
+        {"params": groups["kernel"], "lr_factor": 1.0},
+        {"params": groups["plain"], "lr_factor": 1.0, "weight_decay": 0.0},
+        {"params": groups["task"], "lr_factor": task_lr_factor, "weight_decay": 0.0},
+    ]

@@ -15,10 +15,15 @@ from torch import Tensor
 from opir_lightning.ops.operator_conv import shifted
 
 
+def forward(image: Tensor, taps: Tensor, dilations: Sequence[int], padding: str, groups: int, backend: str) -> Tensor:
+    """``operator_conv`` for checked arguments, without a gradient; ``backend`` is "shifted" or "triton"."""
+    return _backend(backend).forward(image, taps, dilations, padding, groups)
+
+
 @torch.library.custom_op("opir_lightning::operator_conv", mutates_args=())
 def apply(image: Tensor, taps: Tensor, dilations: Sequence[int], padding: str, groups: int, backend: str) -> Tensor:
-    """``operator_conv`` for checked arguments; ``backend`` is "shifted" or "triton"."""
-    return _backend(backend).forward(image, taps, dilations, padding, groups)
+    """`forward`, registered with torch."""
+    return forward(image, taps, dilations, padding, groups, backend)
 
 
 @apply.register_fake

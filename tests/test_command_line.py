@@ -1,0 +1,140 @@
+"""The commands as a user types them: what mistakes get, and the whole way from training to a restored picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from opir_lightning import evaluate, restore, train
+from opir_lightning.data.sources import EMBEDDED
+
+TINY = [
+    "experiment=demo", "trainer=smoke", "trainer.max_time=null", "data.crop=32", "data.batch_size=2", "model.width=8",
+    "model.features=8", "data.val_pictures=1", "data.val_centre=64", "trainer.enable_progress_bar=false",
+    "callbacks.progress=null",
+]  # fmt: skip
+
+
+@pytest.fixture
+def say(monkeypatch, tmp_path, capfd):
+    """Call an entry point as its command line would; returns exit status and what went to standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        try:
+            module.main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code
+        return status, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "sets" / "BSD400"
+    folder.mkdir(parents=True)
+    shutil.copy(EMBEDDED / "train" / "wine.jpg", folder)
+    return folder
+
+
+def one_sentence(err: str) -> str:
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_data_folder_that_is_missing_or_empty_is_one_sentence(say, tmp_path):
+    status, err = say(train, *TINY, f"data.root={tmp_path}/nowhere")
+    assert status == 1
+    assert "does not exist; set data.root" in one_sentence(err)
+    (tmp_path / "empty").mkdir()
+    status, err = say(train, *TINY, f"data.root={tmp_path}/empty")
+    assert status == 1
+    assert "BSD400" in one_sentence(err)
+
+
+def test_a_broken_picture_is_one_sentence_with_its_name(say, photos):
+    (photos / "torn.png").write_bytes((photos / "wine.jpg").read_bytes()[:2000])
+    status, err = say(train, *TINY, f"data.root={photos.parent}")
+    assert status == 1
+    assert "torn.png" in one_sentence(err)
+
+
+def test_an_unknown_task_and_a_mistyped_key_are_one_sentence(say):
+    status, err = say(train, *TINY, "tasks=[none,snow]")
+    assert status == 1
+    assert "Unknown task 'snow'" in one_sentence(err)
+    status, err = say(train, *TINY, "+model.widht=3")
+    assert status == 1
+    assert "Did you mean 'width'" in one_sentence(err)
+    status, err = say(train, *TINY, "model.widht=3")
+    assert status == 1
+    assert "widht" in err
+    assert "Traceback" not in err
+
+
+def test_weights_of_something_else_are_one_sentence(say, tmp_path):
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, tmp_path / "resnet.ckpt")
+    for name in ("resnet.safetensors", "resnet.ckpt", "nowhere.ckpt"):
+        status, err = say(evaluate, f"checkpoint={tmp_path}/{name}")
+        assert status == 1
+        assert name in one_sentence(err)
+
+
+def test_the_whole_way_from_training_to_scores_and_a_restored_picture(say, tmp_path, photos):
+    run_dir = tmp_path / "run"
+    status, err = say(train, *TINY, f"data.root={photos.parent}", f"hydra.run.dir={run_dir}")
+    assert status == 0, err
+    weights = run_dir / "model.safetensors"
+
+    cbsd = photos.parent / "CBSD68"
+    cbsd.mkdir()
+    with Image.open(EMBEDDED / "heldout" / "friends.jpg") as picture:
+        picture.crop((100, 100, 201, 177)).save(cbsd / "friends.png")
+    scores = tmp_path / "scores"
+    status, err = say(
+        evaluate, f"checkpoint={weights}", f"data.root={photos.parent}", f"hydra.run.dir={scores}",
+        "sets=[CBSD68-sigma25,CBSD68-sigma50]",
+    )  # fmt: skip
+    assert status == 0, err
+    results = json.loads((scores / "results.json").read_text())
+    assert set(results) == {"sets", "meta"}
+    for name, low, high in (("CBSD68-sigma25", 20, 22), ("CBSD68-sigma50", 14.5, 16.5)):
+        for profile in ("published", "full"):
+            row = results["sets"][name][profile]
+            assert low < row["psnr_input"] < high
+            assert {"psnr_input", "psnr", "ssim"} <= set(row)
+    assert results["meta"]["weights"]["steps"] == 2
+
+    status, err = say(evaluate, f"checkpoint={weights}", f"data.root={photos.parent}", "sets=[Rain100L]")
+    assert status == 1
+    assert "Rain100L" in one_sentence(err)
+    status, err = say(evaluate, f"checkpoint={weights}", f"data.root={photos.parent}", "sets=[Rain100]")
+    assert status == 1
+    assert "There is no test set 'Rain100'" in one_sentence(err)
+
+    assert restore.main([str(cbsd), "-o", str(tmp_path / "out"), "--weights", str(weights)]) == 0
+    with Image.open(tmp_path / "out" / "friends.png") as restored:
+        assert restored.size == (101, 77)
+
+
+@pytest.mark.slow
+def test_the_smoke_run_of_the_default_experiment_in_a_second_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "opir_lightning.train", "experiment=five_task", "trainer=smoke"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/five_task/*/results.json"))) == 1
