@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 
 from opir_lightning import checkpoints
-from opir_lightning.checkpoints import FORMAT, find_weights, load_model, read_header, save_weights, write_atomically
+from opir_lightning.checkpoints import FORMAT, find_weights, load_model, read_header, save_weights
 from opir_lightning.errors import UserError
+from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
 
 SETTINGS = {

@@ -21,9 +21,9 @@ from opir_lightning.inference import (
     iterate_tiles,
     plan_tiles,
     restore_tiled,
-    to_rgb,
 )
 from opir_lightning.models import OPIR
+from opir_lightning.picture_files import to_rgb
 
 
 @pytest.fixture(scope="module")

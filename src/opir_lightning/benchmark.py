@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from opir_lightning.data.datasets import EvaluationSet, Sample
 from opir_lightning.errors import UserError
+from opir_lightning.files import write_atomically
 from opir_lightning.inference import restore_tiled
 from opir_lightning.metrics import CROP_MULTIPLE, Profile, published_crop, score, uncertainty_scores
 from opir_lightning.models import OPIR
@@ -130,8 +131,7 @@ def print_table(results: Mapping[str, Mapping[str, Any]], *, title: str) -> None
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write results as JSON; an infinite score (an undamaged input against itself) becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(results), indent=1) + "\n")
+    write_atomically(path, (json.dumps(_finite(results), indent=1) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:

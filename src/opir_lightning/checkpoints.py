@@ -9,8 +9,6 @@ read too: ``model_settings`` and, under ``state_dict``, the averaged weights (th
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from opir_lightning.errors import UserError
+from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
 
 FORMAT = "opir-lightning/1"
@@ -45,25 +44,6 @@ class Header(NamedTuple):
     format: str
     settings: dict[str, Any]
     metadata: dict[str, Any]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, either the old or the new content is there in full.
-
-    The bytes go to a temporary file in the same folder, to the disk, and only then take the name. Missing folders are
-    created.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, str | int | float | bool] | None = None) -> None:

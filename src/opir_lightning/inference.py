@@ -7,16 +7,16 @@ tiled result therefore equals that of the whole picture wherever the overlap cov
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from opir_lightning.errors import UserError
+from opir_lightning.picture_files import open_picture, to_rgb
 from opir_lightning.types import Code, Restoration
 
 if TYPE_CHECKING:
@@ -152,39 +152,6 @@ def restore_tiled(
         if progress:
             progress(done, total)
     return Restoration(coarse, uncertainty, refined, code.task_logits.float().cpu().clone())
-
-
-@contextmanager
-def open_picture(path: Path | str) -> Iterator[Image.Image]:
-    """Open a picture file; whatever its decoder stumbles over within the block becomes a `UserError`."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UserError as error:
-        raise UserError(f"'{path}': {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"There is no picture '{path}'.") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"'{path}' cannot be read as a picture: its content is of no known kind.") from error
-    except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise UserError(f"'{path}' cannot be read as a picture: {str(error) or type(error).__name__}.") from error
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels ``(H, W, 3)`` uint8 of a picture of any kind, turned upright; 16 bits are scaled to 8, alpha dropped.
-
-    Raises:
-        UserError: the picture holds floating-point values, whose range is unknown, or integers beyond 16 bits.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UserError("The picture holds floating-point values; convert it to 8-bit RGB first.")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError("The picture holds values beyond 16 bits; convert it to 8-bit RGB first.")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return np.array(image.convert("RGB"))
 
 
 class Restorer:

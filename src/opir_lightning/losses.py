@@ -54,13 +54,14 @@ def frequency(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def uncertainty_nll(coarse: Tensor, uncertainty: Tensor, target: Tensor, beta: float) -> Tensor:
-    r"""Laplace negative log-likelihood of the first stage, weighted by :math:`U^\beta` without gradient.
+    r"""Laplace negative log-likelihood of the first stage.
 
-    .. math:: U^\beta \left( |J_1 - J| / U + \log U \right)
+    .. math:: |J_1 - J| / U + \log U
 
-    with the mean over the colours for :math:`|J_1 - J|`. Unweighted (beta 0), a pixel that is declared uncertain hardly
-    pulls on the picture, and the net buys a low loss by giving up on hard pixels; with beta 1 every pixel pulls as it
-    does in an L1 (Seitzer et al., arXiv:2203.09168, there for the Gaussian).
+    with the mean over the colours for :math:`|J_1 - J|`. The map gets the gradient of just this. The picture gets it
+    times :math:`U^\beta`: with beta 0 a pixel that is declared uncertain hardly pulls on the picture, and the net buys
+    a low loss by giving up on hard pixels; with beta 1 every pixel pulls as it does in an L1. The idea is that of
+    Seitzer et al., arXiv:2203.09168, who weight both gradients; then certain pixels hardly teach the map.
 
     Args:
         coarse: ``(B, 3, H, W)``.
@@ -69,8 +70,9 @@ def uncertainty_nll(coarse: Tensor, uncertainty: Tensor, target: Tensor, beta: f
         beta: between 0 and 1.
     """
     error = (coarse - target).abs().mean(1, keepdim=True)
-    nll = error / uncertainty + uncertainty.log()
-    return (uncertainty.detach() ** beta * nll).mean()
+    fixed = error.detach()
+    pull = (error - fixed) * uncertainty.detach() ** (beta - 1)  # zero in value
+    return (fixed / uncertainty + uncertainty.log() + pull).mean()
 
 
 PICTURE_TERMS = {"l1": l1, "charbonnier": charbonnier, "rmse": rmse, "log_mse": log_mse, "frequency": frequency}

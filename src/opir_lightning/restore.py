@@ -1,37 +1,25 @@
 """Restore pictures and folders of pictures: ``python -m opir_lightning.restore INPUT... -o DIR --weights NAME|FILE``.
 
-Only the standard library is imported before the arguments are read, so that ``--help`` and usage errors are instant.
+Neither torch nor the network is imported before the arguments are read, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from opir_lightning.errors import UserError
+from opir_lightning.picture_files import FORMATS, SUFFIXES, read_picture, write_picture
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
     from opir_lightning.inference import Restorer
-
-# How each kind of file is written; lossy ones so that the loss stays below what a restoration is about.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"quality": 95}),
-    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
-    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
-    ".bmp": ("BMP", {}),
-}
-SUFFIXES = ", ".join(FORMATS)
 
 EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
@@ -222,7 +210,6 @@ def _reason(error: BaseException) -> str:
 def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -> str | None:
     """Restore one picture and write what was asked for, the result last; returns a note if something was lost."""
     import torch
-    from PIL import Image
 
     from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
 
@@ -236,98 +223,20 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
         progress=lambda done, total: bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None,
     )
     if job.compare:
-        _save(compare_picture(picture.pixels, refined), job.compare)
+        write_picture(compare_picture(picture.pixels, refined), job.compare)
     if job.uncertainty:
         image = Image.fromarray(to_pixels(torch.from_numpy(uncertainty)[None]))
-        _save(image, job.uncertainty, text=f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more.")
-    _save(picture.with_pixels(refined), job.result, info=picture.info)
+        write_picture(
+            image, job.uncertainty, text=f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
+        )
+    write_picture(picture.with_pixels(refined), job.result, info=picture.info)
     return picture.note
-
-
-class Picture(NamedTuple):
-    """A decoded picture and what has to survive its restoration.
-
-    Attributes:
-        pixels: ``(H, W, 3)`` uint8 RGB, upright.
-        alpha: ``(H, W)`` uint8, or None.
-        grey: whether it had one colour channel only.
-        info: EXIF data and colour profile, as Pillow's ``save`` takes them.
-        note: what was lost on the way in, or None.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-    grey: bool
-    info: dict[str, bytes]
-    note: str | None
-
-    def with_pixels(self, pixels: np.ndarray) -> Image.Image:
-        """The picture with other pixels ``(H, W, 3)`` uint8: grey stays grey, the alpha channel stays as it was."""
-        from PIL import Image
-
-        image = Image.fromarray(pixels)
-        if self.grey:
-            image = image.convert("L")
-        if self.alpha is not None:
-            image.putalpha(Image.fromarray(self.alpha))
-        return image
-
-
-def read_picture(path: Path) -> Picture:
-    """Decode a picture file to 8-bit RGB, upright, and keep its alpha channel, EXIF data and colour profile.
-
-    Raises:
-        UserError: the file is missing, broken, of an unknown kind, or holds several pictures.
-    """
-    import numpy as np
-    from PIL import ImageOps
-
-    from opir_lightning.inference import open_picture, to_rgb
-
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"files of the kind '{path.suffix}' are not supported; convert it to one of {SUFFIXES}")
-    with open_picture(path) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view: its first picture counts
-            raise UserError(f"it holds {frames} pictures and only still ones can be restored; split it first")
-        deep = image.mode.startswith("I") or any("16" in str(part[3]) for part in getattr(image, "tile", []))
-        info = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
-        if image.mode == "CMYK":
-            info = {}  # the profile describes inks, and the result is RGB
-        image = ImageOps.exif_transpose(image)
-        if image.info.get("exif"):
-            info["exif"] = image.info["exif"]  # as exif_transpose leaves it: without the orientation
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        alpha = np.array(image.convert("RGBA").getchannel("A")) if transparent else None
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-        return Picture(to_rgb(image), alpha, grey, info, "16 bits per channel were reduced to 8" if deep else None)
 
 
 def compare_picture(before: np.ndarray, after: np.ndarray) -> Image.Image:
     """Two pictures ``(H, W, 3)`` uint8 side by side, with a white gap of 8 pixels."""
-    import numpy as np
-    from PIL import Image
-
     gap = np.full((before.shape[0], 8, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([before, gap, after], axis=1))
-
-
-def _save(image: Image.Image, path: Path, *, info: dict[str, bytes] | None = None, text: str | None = None) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    from opir_lightning.checkpoints import write_atomically
-
-    kind, options = FORMATS[path.suffix.lower()]
-    options = {**options, **(info or {})}
-    if text:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("Description", text)
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, kind, **options)
-    except ValueError as error:  # beyond what the format can hold
-        raise UserError(f"the result cannot be written as {kind}: {error}") from error
-    write_atomically(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

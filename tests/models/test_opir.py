@@ -7,7 +7,7 @@ import torch
 
 from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
-from opir_lightning.models.degradation_code import image_statistics, native_crops
+from opir_lightning.models.degradation_code import Standardise, image_statistics, native_crops
 
 TASKS = ["none", "noise", "rain"]
 SMALL = {
@@ -87,7 +87,8 @@ def test_task_parameters_enter_after_the_prediction_only():
     codes = [net.estimate_code(image, torch.tensor([task])) for task in (1, 2)]
     raw = [net.stages[0](image, ones, code)[0] for code in codes]
     torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
-    taps = [net.task_parameters[0](raw[0], code)[0] for code in codes]
+    projection = net.stages[0].projection
+    taps = [net.task_parameters[0](raw[0], projection.weight, projection.bias, code)[0] for code in codes]
     assert not torch.allclose(taps[0], taps[1], atol=1e-3)
 
     before = trained_looking(make(task_parameters="before"))
@@ -225,3 +226,29 @@ def test_cuda_agrees_with_the_cpu():
     on_cpu = net(image)
     on_gpu = net.cuda()(image.cuda())
     torch.testing.assert_close(on_gpu.refined.cpu(), on_cpu.refined, rtol=1e-3, atol=1e-3)
+
+
+def test_folded_task_parameters_equal_project_then_rescale_and_shift():
+    net = trained_looking(make())
+    image = torch.cat([picture(12, 10), picture(12, 10, seed=4)])
+    code = net.estimate_code(image)
+    prediction, parameters = net.stages[0], net.task_parameters[0]
+    features, _ = prediction(image, torch.ones(2, 1, 12, 10), code)
+    raw = prediction.projection(features.movedim(1, -1)).movedim(-1, 1)
+    slow = parameters.affine(raw, code) + parameters.identity[:, None, None]
+    taps, offsets, _ = parameters(features, prediction.projection.weight, prediction.projection.bias, code)
+    torch.testing.assert_close(torch.cat([taps, offsets], dim=1), slow, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_standardised_by_what_was_seen_first_and_the_same_in_use():
+    torch.manual_seed(0)
+    standardise = Standardise(4, samples=64)
+    first, later = torch.randn(64, 4) * 3 + 7, torch.randn(64, 4) - 20
+    for batch in first.split(8):
+        standardise(batch)
+    seen = standardise(first)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std(0, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    standardise(later)  # past the limit: nothing moves any more
+    torch.testing.assert_close(standardise.eval()(first), seen)
+    assert standardise(later).min() == -5

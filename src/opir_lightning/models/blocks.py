@@ -31,7 +31,8 @@ class GatedBlock(nn.Module):
     The attention pools over the whole picture, so a tile would see another block than the picture does; the one
     global quantity of this model, the code, enters after the operator prediction instead.
 
-    Input and output: ``(B, C, H, W)``. Starts as the identity: both branches are scaled by zero-initialised factors.
+    Input and output: ``(B, C, H, W)``. Starts as the identity: the last convolution of both branches starts at zero.
+    (NAFNet scales the branches by zero-initialised factors instead; those took 8 % of a training step on a CPU.)
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,14 +44,15 @@ class GatedBlock(nn.Module):
         self.norm2 = ChannelLayerNorm(channels)
         self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
         self.project2 = nn.Conv2d(channels, channels, 1)
-        self.scale1 = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.scale2 = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        for last in (self.project1, self.project2):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.depthwise(self.expand1(self.norm1(x))).chunk(2, dim=1)
-        x = x + self.project1(left * right) * self.scale1
+        x = x + self.project1(left * right)
         left, right = self.expand2(self.norm2(x)).chunk(2, dim=1)
-        return x + self.project2(left * right) * self.scale2
+        return x + self.project2(left * right)
 
 
 class Downsample(nn.Conv2d):

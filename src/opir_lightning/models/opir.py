@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opir_lightning.errors import UserError
@@ -135,6 +134,12 @@ class OPIR(nn.Module):
             for stage in range(stages)
         ]
         self.task_parameters = nn.ModuleList(task_aware)
+        # How wrong stage 1 will be depends on the damage as much as on the pixel: the map sees the code as well.
+        self.task_parameters_uncertainty = (
+            TaskAwareAffine(tasks=len(tasks) if aware else 1, severity_size=severity_size, channels=1, scale=1.0)
+            if uncertainty == "learned"
+            else None
+        )
         channels = task_aware[0].channels
         predictions = [
             _Prediction(
@@ -184,10 +189,11 @@ class OPIR(nn.Module):
             stage: 0 or 1.
         """
         prediction = self.stages[min(stage, len(self.stages) - 1)]
-        raw, raw_uncertainty = prediction(image, guidance, code)
-        taps, offsets, mix = self.task_parameters[stage](raw, code)
-        wanted = stage == 0
-        return Operator(taps, offsets, mix, self._uncertainty(taps, raw_uncertainty) if wanted else None)
+        features, raw_uncertainty = prediction(image, guidance, code)
+        projection = prediction.projection
+        taps, offsets, mix = self.task_parameters[stage](features, projection.weight, projection.bias, code)
+        uncertainty = self._uncertainty(taps, raw_uncertainty, code) if stage == 0 else None
+        return Operator(taps, offsets, mix, uncertainty)
 
     def apply_operator(self, image: Tensor, operator: Operator) -> Tensor:
         """Apply one predicted operator at every dilation, mix, add the offsets; ``(B, 3, H, W)``, not clamped."""
@@ -221,16 +227,17 @@ class OPIR(nn.Module):
             refined = self.apply_operator(start, self.predict_operator(start, guidance, code, stage=1))
         return Restoration(coarse, first.uncertainty, refined, code.task_logits)
 
-    def _uncertainty(self, taps: Tensor, raw: Tensor | None) -> Tensor:
-        if raw is not None:
-            return F.softplus(raw) + SMALLEST_UNCERTAINTY
+    def _uncertainty(self, taps: Tensor, raw: Tensor | None, code: Code | None) -> Tensor:
+        if raw is not None and self.task_parameters_uncertainty is not None:
+            # The logarithm is predicted: errors of all sizes are learned alike. Beyond an error of 1 nothing is said.
+            return self.task_parameters_uncertainty(raw, code).clamp(max=0).exp() + SMALLEST_UNCERTAINTY
         if self.uncertainty == "tap_mean":
             return taps.mean(1, keepdim=True).abs() + SMALLEST_UNCERTAINTY
         return torch.ones_like(taps[:, :1])
 
 
 class _Prediction(nn.Module):
-    """Predictor and the pointwise projections of its features."""
+    """Predictor, and the pointwise projections of its features to taps and offsets and to the uncertainty."""
 
     def __init__(
         self,
@@ -244,21 +251,20 @@ class _Prediction(nn.Module):
         super().__init__()
         self.predictor = predictor
         self.before = before
-        self.projection = nn.Conv2d(features, channels, 1)
+        self.projection = nn.Linear(features, channels)  # applied by the task parameters, which it is folded with
         self.uncertainty = nn.Conv2d(features, 1, 1) if uncertainty else None
         # Near the identity operator from the start: a predicted tap of a few hundredths.
         nn.init.normal_(self.projection.weight, std=0.02)
-        assert self.projection.bias is not None
         nn.init.zeros_(self.projection.bias)
         if self.uncertainty is not None and self.uncertainty.bias is not None:
             nn.init.normal_(self.uncertainty.weight, std=0.02)
-            nn.init.constant_(self.uncertainty.bias, -3.0)  # softplus(-3) = 0.05, a usual error of a degraded picture
+            nn.init.constant_(self.uncertainty.bias, -3.0)  # exp(-3) = 0.05, a usual error of a degraded picture
 
     def forward(self, image: Tensor, guidance: Tensor, code: Code | None) -> tuple[Tensor, Tensor | None]:
         features = self.predictor(image, guidance)
         if self.before is not None:
             features = self.before(features, code)
-        return self.projection(features), None if self.uncertainty is None else self.uncertainty(features)
+        return features, None if self.uncertainty is None else self.uncertainty(features)
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -17,8 +17,7 @@ class TaskAwareAffine(nn.Module):
 
     .. math:: y_k = x_k \cdot \sum_t c_t (a_{tk} + A_{tk} \cdot s) + \sum_t c_t (b_{tk} + B_{tk} \cdot s)
 
-    with the task distribution :math:`c` and the severity vector :math:`s` of the code. Linear in ``x`` with
-    coefficients that are constant over the picture, so it can be folded into the projection before it.
+    with the task distribution :math:`c` and the severity vector :math:`s` of the code.
 
     Args:
         tasks: number of tasks T; 1 makes the numbers common to all tasks, and the code is not read.
@@ -36,24 +35,29 @@ class TaskAwareAffine(nn.Module):
         self.severity_weight = nn.Parameter(torch.zeros(tasks, severity_size, 2, channels)) if tasks > 1 else None
 
     def coefficients(self, code: Code | None) -> tuple[Tensor, Tensor]:
-        """Scale and shift, ``(B, channels, 1, 1)`` each (B = 1 where the code is not read)."""
+        """Scale and shift, ``(B, channels)`` each (B = 1 where the code is not read)."""
         if self.severity_weight is None or code is None:
             combined = self.weight.mean(0, keepdim=True)
         else:
             combined = torch.einsum("bt,tak->bak", code.task, self.weight)
             combined = combined + torch.einsum("bt,bs,tsak->bak", code.task, code.severity, self.severity_weight)
-        return combined[:, 0, :, None, None], combined[:, 1, :, None, None]
+        return combined[:, 0], combined[:, 1]
 
     def forward(self, x: Tensor, code: Code | None) -> Tensor:
+        """``(B, channels, H, W)`` to the same shape."""
         scale, shift = self.coefficients(code)
-        return x * scale + shift
+        return x * scale[..., None, None] + shift[..., None, None]
 
 
 class OperatorTaskParameters(nn.Module):
-    """Turn a raw prediction into the operator of a task: taps, offsets, and the weights that mix the dilations.
+    """Turn a prediction into the operator of a task: taps, offsets, and the weights that mix the dilations.
 
     The taps are the identity operator plus the rescaled and shifted prediction, so a zero prediction changes nothing.
     They are not normalised: their sum is the local gain that haze and low light need.
+
+    The last step of the prediction is a pointwise projection of features. Scale and shift are constant over a picture
+    and linear in what they act on, so they are folded into that projection: one matrix product per picture gives the
+    task's operator, and the task-blind prediction is never written to memory.
 
     Args:
         tasks: number of tasks T, or 1 for numbers common to all ("task parameters off").
@@ -86,7 +90,8 @@ class OperatorTaskParameters(nn.Module):
         self.mix = nn.Parameter(torch.full((tasks, dilations, 3), 1 / dilations))
         identity = torch.zeros(groups, kernel_size**2)
         identity[:, kernel_size**2 // 2] = 1
-        self.register_buffer("identity", identity.view(1, -1, 1, 1), persistent=False)
+        identity = torch.cat([identity.flatten(), torch.zeros(channels - self.taps)])
+        self.register_buffer("identity", identity, persistent=False)
         self.identity: Tensor
 
     @property
@@ -94,18 +99,26 @@ class OperatorTaskParameters(nn.Module):
         """Channels that the projection has to deliver."""
         return self.affine.weight.shape[-1]
 
-    def forward(self, raw: Tensor, code: Code | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(
+        self, features: Tensor, weight: Tensor, bias: Tensor, code: Code | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """The operator of every pixel.
 
         Args:
-            raw: ``(B, channels, H, W)``, taps first, then the three offsets if there are any.
+            features: ``(B, F, H, W)``.
+            weight: ``(channels, F)`` of the projection: taps first, then the three offsets if there are any.
+            bias: ``(channels,)`` of the projection.
             code: what the picture suffers from.
 
         Returns:
             taps ``(B, G·K², H, W)``, offsets ``(B, 3, H, W)`` or None, mixing weights ``(B or 1, D, 3)``.
         """
-        operator = self.affine(raw, code)
-        taps = operator[:, : self.taps] + self.identity
+        scale, shift = self.affine.coefficients(code)
+        batch, _, height, width = features.shape
+        weights = (scale[..., None] * weight).expand(batch, -1, -1)
+        biases = (scale * bias + shift + self.identity).expand(batch, -1)
+        operator = torch.baddbmm(biases[..., None], weights, features.flatten(2)).view(batch, -1, height, width)
+        taps = operator[:, : self.taps]
         offsets = operator[:, self.taps :] if self.offset else None
         if self.mix.shape[0] == 1 or code is None:
             mix = self.mix.mean(0, keepdim=True)

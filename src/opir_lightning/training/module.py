@@ -130,7 +130,7 @@ def parameter_groups(net: nn.Module, task_lr_factor: float) -> list[dict[str, An
     """
     groups: dict[str, list[nn.Parameter]] = {"kernel": [], "plain": [], "task": []}
     for name, parameter in net.named_parameters():
-        if name.startswith("task_parameters."):
+        if name.startswith("task_parameters"):
             groups["task"].append(parameter)
         else:
             is_kernel = name.endswith(".weight") and parameter.ndim in (2, 4)
