@@ -79,6 +79,8 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         callbacks=[instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node],
         default_root_dir=plain["run_dir"],
     )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(plain)
     return module, data, trainer, Path(plain["run_dir"])
 
 

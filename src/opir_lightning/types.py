@@ -46,7 +46,7 @@ class Code(NamedTuple):
 
     Attributes:
         task: ``(B, T)`` distribution over the tasks, sums to 1.
-        severity: ``(B, S)`` in (0, 1), a short learned description of how much and in which way.
+        severity: ``(B, S)`` in (-1, 1), a short learned description of how much and in which way.
         task_logits: ``(B, T)`` what the estimator said, also where a label was given.
     """
 
