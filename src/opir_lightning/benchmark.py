@@ -17,7 +17,7 @@ from tqdm import tqdm
 from opir_lightning.data.datasets import EvaluationSet, Sample
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
-from opir_lightning.inference import restore_tiled
+from opir_lightning.inference import TileSize, choose_tile, restore_tiled
 from opir_lightning.metrics import CROP_MULTIPLE, Profile, published_crop, score, uncertainty_scores
 from opir_lightning.models import OPIR
 from opir_lightning.types import Restoration
@@ -31,7 +31,7 @@ def score_sets(
     sets: Sequence[EvaluationSet],
     *,
     task_code: Literal["blind", "label"],
-    tile: int | None,
+    tile: TileSize = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Score whole sets, with a progress bar.
 
@@ -39,7 +39,8 @@ def score_sets(
         model: in evaluation mode.
         sets: what to score.
         task_code: ``blind`` estimates the code, ``label`` gives the set's task.
-        tile: restore in tiles of this side; None: whole pictures.
+        tile: restore in tiles of this side; None: in one piece; ``auto``: in one piece up to a megapixel. The overlap
+            covers the receptive field, so the scores are those of one piece.
 
     Returns:
         By the name of the set: the mean of every score (``published``, ``full``, ``uncertainty``), ``count``,
@@ -64,7 +65,7 @@ def score_sets(
     return results
 
 
-def _score_picture(model: OPIR, sample: Sample, task_code: str, tile: int | None) -> tuple[Scores, bool]:
+def _score_picture(model: OPIR, sample: Sample, task_code: str, tile: TileSize) -> tuple[Scores, bool]:
     degraded, clean = sample.degraded[None], sample.clean[None]
     if min(degraded.shape[-2:]) < CROP_MULTIPLE:
         raise UserError(f"The picture '{sample.name}' is smaller than {CROP_MULTIPLE} pixels; it cannot be scored.")
@@ -74,7 +75,8 @@ def _score_picture(model: OPIR, sample: Sample, task_code: str, tile: int | None
         label = torch.tensor([sample.task if task_code == "label" else -1], device=device)
         with torch.inference_mode():
             code = model.estimate_code(image.to(device), label)
-        return restore_tiled(model, image, tile=tile, overlap=model.receptive_field, code=code)
+        side = choose_tile(tile, *image.shape[-2:])
+        return restore_tiled(model, image, tile=side, overlap=model.receptive_field, code=code)
 
     whole = restore(degraded)
     cropped = published_crop(degraded)

@@ -55,7 +55,7 @@ class EvaluateConfig:
     sets: list[str] | None = None
     task_code: str = "blind"
     device: str = "auto"
-    tile: int | None = None
+    tile: Any = "auto"  # side of the tiles, null for one piece
     threads: int | None = None
     run_dir: str = MISSING
 

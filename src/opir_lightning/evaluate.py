@@ -34,6 +34,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     plain = check_keys(config)
     if plain["task_code"] not in ("blind", "label"):
         raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
+    if isinstance(plain["tile"], str) and plain["tile"] != "auto":
+        raise UserError(f"tile is '{plain['tile']}'; it must be auto, null or a number of pixels.")
     if plain["threads"] is not None:
         torch.set_num_threads(plain["threads"])
     model, header = load_model(plain["checkpoint"])

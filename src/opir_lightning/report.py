@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,11 @@ from opir_lightning.benchmark import score_sets, write_results
 from opir_lightning.checkpoints import save_weights
 from opir_lightning.data.datamodule import RestorationData
 from opir_lightning.data.datasets import EvaluationSet
-from opir_lightning.inference import restore_tiled
+from opir_lightning.inference import choose_tile, restore_tiled
 from opir_lightning.models import OPIR
 from opir_lightning.pictures import panel, save_picture
 from opir_lightning.provenance import provenance
 
-# Above this many pixels a picture is restored in tiles: the memory of one piece would be several hundred MiB.
-WHOLE_PIXELS = 2**20
-TILE = 512
 SHEET_WIDTH = 300
 
 
@@ -41,7 +39,7 @@ def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_d
     weights = run_dir / "model.safetensors"
     save_weights(weights, net, meta)
     sets = [val_set.whole() for val_set in data.val_sets]
-    results = score_sets(net, sets, task_code=plain["task_code"], tile=TILE if _large(sets) else None)
+    results = score_sets(net, sets, task_code=plain["task_code"])
     table = {name: _three(result["published"]) for name, result in results.items()}
     write_results(
         run_dir / "results.json",
@@ -56,18 +54,14 @@ def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_d
     save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
     _print(table, data)
     console = Console(soft_wrap=True)
-    console.print(f"contact sheet  {sheet}")
-    console.print(f"weights        {weights}")
-    console.print(f"checkpoint     {run_dir / 'checkpoints' / 'last.ckpt'}")
+    console.print(f"contact sheet  {_short(sheet)}")
+    console.print(f"weights        {_short(weights)}")
+    console.print(f"checkpoint     {_short(run_dir / 'checkpoints' / 'last.ckpt')}")
     console.print(_next_commands(weights), highlight=False)
 
 
 def _three(scores: Mapping[str, float]) -> dict[str, float]:
     return {"input": scores["psnr_input"], "coarse": scores["psnr_coarse"], "refined": scores["psnr"]}
-
-
-def _large(sets: list[EvaluationSet]) -> bool:
-    return any(sample.clean[0].numel() > WHOLE_PIXELS for s in sets for sample in [s[0]])
 
 
 def _print(table: Mapping[str, Mapping[str, float]], data: RestorationData) -> None:
@@ -93,7 +87,8 @@ def _contact_sheet(net: OPIR, sets: list[EvaluationSet], task_code: str) -> Any:
     for number, evaluation_set in enumerate(sets):
         sample = evaluation_set[number % len(evaluation_set)]
         task = sample.task if task_code == "label" and sample.task >= 0 else None
-        restored = restore_tiled(net, sample.degraded[None], tile=TILE, overlap=net.receptive_field, task=task)
+        tile = choose_tile("auto", *sample.degraded.shape[-2:])
+        restored = restore_tiled(net, sample.degraded[None], tile=tile, overlap=net.receptive_field, task=task)
         named = net.tasks[int(restored.task_logits.argmax())]
         pictures = (sample.degraded, restored.coarse[0], restored.uncertainty[0], restored.refined[0], sample.clean)
         rows[f"{evaluation_set.name}: {sample.name}  (named: {named})"] = list(pictures)
@@ -101,10 +96,15 @@ def _contact_sheet(net: OPIR, sets: list[EvaluationSet], task_code: str) -> Any:
 
 
 def _next_commands(weights: Path) -> str:
-    file = shlex.quote(str(weights))
+    file, python = shlex.quote(_short(weights)), shlex.quote(_short(Path(sys.executable)))
     return (
         "next:\n"
-        f"  python -m opir_lightning.restore MY_PICTURES -o restored --weights {file} --compare\n"
-        f"  python -m opir_lightning.evaluate checkpoint={file} data.root=FOLDER_WITH_TEST_SETS\n"
-        "  python -m opir_lightning.train experiment=five_task data.root=FOLDER_WITH_TRAINING_SETS"
+        f"  {python} -m opir_lightning.restore MY_PICTURES -o restored --weights {file} --compare\n"
+        f"  {python} -m opir_lightning.evaluate checkpoint={file} data.root=FOLDER_WITH_TEST_SETS\n"
+        f"  {python} -m opir_lightning.train experiment=five_task data.root=FOLDER_WITH_TRAINING_SETS"
     )
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

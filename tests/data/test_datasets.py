@@ -201,3 +201,20 @@ def test_benchmark_noise_is_seeded_by_the_file_name():
     assert same(sets[0], reordered[len(items) - 1])
     levels = sets[0].degraded * 255
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+
+
+def test_jitter_varies_clean_pictures_before_they_are_degraded_and_never_pairs(pairs):
+    def crops(jitter, source, items):
+        store = ImageStore()
+        mixture = Mixture(
+            {"s": (source, items)}, tasks=TASKS, store=store, crop=32, seed=0, label_share=0, jitter=jitter
+        )
+        return [mixture[n] for n in range(10)]
+
+    plain, varied = (crops(jitter, *embedded("none", Identity())) for jitter in (0.0, 0.3))
+    changed = [not torch.equal(a.clean, b.clean) for a, b in zip(plain, varied, strict=True)]
+    assert 2 <= sum(changed) <= 8
+    assert all(torch.equal(sample.clean, sample.degraded) for sample in varied)
+    source = paired()
+    for sample in crops(0.3, source, source.items(pairs, embedded="train")):
+        torch.testing.assert_close(sample.degraded, 1 - sample.clean)

@@ -34,6 +34,7 @@ class RestorationData(LightningDataModule):
         workers: loader processes.
         seed: the samples depend on this, the epoch and the index alone.
         label_share: share of the training samples for which the given label may replace the estimated code.
+        jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
         broken_share: a training picture that cannot be read is reported; a larger share of them than this stops.
     """
 
@@ -53,6 +54,7 @@ class RestorationData(LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         label_share: float = 0.3,
+        jitter: float = 0.2,
         broken_share: float = 0.0,
     ) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class RestorationData(LightningDataModule):
         self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
         self.crop, self.batch_size, self.epoch_samples = crop, batch_size, epoch_samples
         self.workers, self.seed, self.label_share = workers, seed, label_share
-        self.broken_share = broken_share
+        self.jitter, self.broken_share = jitter, broken_share
         self.store = ImageStore()
         self.mixture: Mixture | None = None
         self.val_sets: list[EvaluationSet] = []
@@ -91,6 +93,7 @@ class RestorationData(LightningDataModule):
             crop=self.crop,
             seed=self.seed,
             label_share=self.label_share,
+            jitter=self.jitter,
         )
         self.val_sets = [
             EvaluationSet(

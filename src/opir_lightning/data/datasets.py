@@ -63,6 +63,8 @@ class Mixture(Dataset[Sample]):
         crop: side of the crops in pixels.
         seed: of the run.
         label_share: share of the samples for which the label may be used instead of the estimated code.
+        jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
+            A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Mixture(Dataset[Sample]):
         crop: int,
         seed: int,
         label_share: float,
+        jitter: float = 0.0,
     ) -> None:
         self.sources = list(sources.values())
         weights = np.array([source.weight for source, _ in self.sources], dtype=float)
@@ -85,6 +88,9 @@ class Mixture(Dataset[Sample]):
             "d4": A.Compose([A.D4(p=1)], additional_targets=both, seed=0),
             "flip": A.Compose([A.HorizontalFlip(p=0.5)], additional_targets=both, seed=0),
         }
+        around = (1 - jitter, 1 + jitter)
+        tone = A.ColorJitter(brightness=around, contrast=around, saturation=around, hue=(0, 0), p=0.5)
+        self.tone = A.Compose([tone], seed=0) if jitter else None
 
     def __getitem__(self, number: int) -> Sample:
         random = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
@@ -126,7 +132,12 @@ class Mixture(Dataset[Sample]):
             augment.set_random_seed(int(random.integers(2**31)))
             out = augment(image=pair[0], **({"degraded": pair[1]} if len(pair) == 2 else {}))
             pair = [out["image"], *([out["degraded"]] if len(pair) == 2 else [])]
-        return pair[0], pair[1] if len(pair) == 2 else None
+        if len(pair) == 2:
+            return pair[0], pair[1]
+        if self.tone is not None:
+            self.tone.set_random_seed(int(random.integers(2**31)))
+            pair = [self.tone(image=pair[0])["image"]]
+        return pair[0], None
 
     def _centre(self, image: Tensor) -> Tensor:
         margin = (image.shape[-1] - self.crop) // 2
