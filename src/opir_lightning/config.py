@@ -50,6 +50,7 @@ class EvaluateConfig:
     """What an evaluation needs."""
 
     checkpoint: str = MISSING
+    degradations: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = MISSING
     benchmark: dict[str, Any] = MISSING
     sets: list[str] | None = None

@@ -50,11 +50,14 @@ def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_d
             "meta": meta,
         },
     )
-    sheet = run_dir / "contact_sheet.png"
-    save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
-    _print(table, data)
     console = Console(soft_wrap=True)
-    console.print(f"contact sheet  {_short(sheet)}")
+    if sets:
+        sheet = run_dir / "contact_sheet.png"
+        save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
+        _print(table, data)
+        console.print(f"contact sheet  {_short(sheet)}")
+    else:
+        console.print(f"Nothing was scored: none of the validation sets (data.val) was found in {data.root}.")
     console.print(f"weights        {_short(weights)}")
     console.print(f"checkpoint     {_short(run_dir / 'checkpoints' / 'last.ckpt')}")
     console.print(_next_commands(weights), highlight=False)

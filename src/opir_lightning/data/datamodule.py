@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class RestorationData(LightningDataModule):
         crop: side of the training crops in pixels.
         batch_size: per device.
         epoch_samples: samples that count as an epoch, over all devices.
-        workers: loader processes.
+        workers: loader processes; None: one for every two cores.
         seed: the samples depend on this, the epoch and the index alone.
         label_share: share of the training samples for which the given label may replace the estimated code.
         jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
@@ -51,7 +52,7 @@ class RestorationData(LightningDataModule):
         crop: int = 64,
         batch_size: int = 8,
         epoch_samples: int = 8000,
-        workers: int = 0,
+        workers: int | None = None,
         seed: int = 0,
         label_share: float = 0.3,
         jitter: float = 0.2,
@@ -62,7 +63,8 @@ class RestorationData(LightningDataModule):
         self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
         self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
         self.crop, self.batch_size, self.epoch_samples = crop, batch_size, epoch_samples
-        self.workers, self.seed, self.label_share = workers, seed, label_share
+        self.workers = (os.cpu_count() or 1) // 2 if workers is None else workers
+        self.seed, self.label_share = seed, label_share
         self.jitter, self.broken_share = jitter, broken_share
         self.store = ImageStore()
         self.mixture: Mixture | None = None

@@ -44,9 +44,8 @@ class GatedBlock(nn.Module):
         self.norm2 = ChannelLayerNorm(channels)
         self.expand2 = nn.Conv2d(channels, 2 * channels, 1)
         self.project2 = nn.Conv2d(channels, channels, 1)
-        for last in (self.project1, self.project2):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        for parameter in (*self.project1.parameters(), *self.project2.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.depthwise(self.expand1(self.norm1(x))).chunk(2, dim=1)

@@ -189,6 +189,7 @@ class OPIR(nn.Module):
             stage: 0 or 1.
         """
         prediction = self.stages[min(stage, len(self.stages) - 1)]
+        assert isinstance(prediction, _Prediction)
         features, raw_uncertainty = prediction(image, guidance, code)
         projection = prediction.projection
         taps, offsets, mix = self.task_parameters[stage](features, projection.weight, projection.bias, code)

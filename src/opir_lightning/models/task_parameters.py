@@ -88,9 +88,8 @@ class OperatorTaskParameters(nn.Module):
             tasks=tasks, severity_size=severity_size, channels=channels, scale=1.0 if first_stage else 0.0
         )
         self.mix = nn.Parameter(torch.full((tasks, dilations, 3), 1 / dilations))
-        identity = torch.zeros(groups, kernel_size**2)
-        identity[:, kernel_size**2 // 2] = 1
-        identity = torch.cat([identity.flatten(), torch.zeros(channels - self.taps)])
+        identity = torch.zeros(channels)
+        identity[kernel_size**2 // 2 : self.taps : kernel_size**2] = 1
         self.register_buffer("identity", identity, persistent=False)
         self.identity: Tensor
 

@@ -96,11 +96,11 @@ class RestorationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(parameter_groups(self.net, self.task_lr_factor))
-        factors = [group["lr_factor"] for group in optimizer.param_groups]
-        scheduler = LambdaLR(
-            optimizer, [lambda step, factor=factor: factor * self.schedule(self.progress(step)) for factor in factors]
-        )
+        scheduler = LambdaLR(optimizer, [self._rate(group["lr_factor"]) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _rate(self, factor: float) -> Callable[[int], float]:
+        return lambda step: factor * self.schedule(self.progress(step))
 
     def progress(self, step: int) -> float:
         """How much of the training is done, by steps or by its time limit, whichever is nearer to its end.

@@ -73,7 +73,7 @@ def operator_conv(
             backend = "triton" if reason is None and image.device.type == "cuda" else "shifted"
             if reason is not None and not torch.compiler.is_compiling():
                 _log.debug("operator_conv takes 'shifted': %s", reason)
-    if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         # Nothing to record. The first call of a registered operator loads torch's compiler: 3.7 s of every restoration.
         return autograd.forward(image, taps, dilations, padding, groups, backend)
     return autograd.apply(image, taps, dilations, padding, groups, backend)
