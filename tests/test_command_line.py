@@ -15,11 +15,20 @@ from safetensors.torch import save_file
 from opir_lightning import evaluate, restore, train
 from opir_lightning.data.sources import EMBEDDED
 
-TINY = (
-    "experiment=demo trainer=smoke trainer.max_time=null trainer.max_steps=2 data.crop=32 data.batch_size=2 "
-    "data.val_pictures=1 data.val_centre=64 model.width=8 model.features=8 trainer.enable_progress_bar=false "
-    "callbacks.progress=null"
-).split()
+TINY = [
+    "experiment=demo",
+    "trainer=smoke",
+    "trainer.max_steps=2",
+    "trainer.max_time=null",
+    "trainer.enable_progress_bar=false",
+    "callbacks.progress=null",
+    "data.crop=32",
+    "data.batch_size=2",
+    "data.val_pictures=1",
+    "data.val_centre=64",
+    "model.width=8",
+    "model.features=8",
+]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from opir_lightning.config import check_keys, config_dir, register_schemas
 from opir_lightning.errors import UserError
@@ -80,3 +81,15 @@ def test_an_experiment_file_that_forgets_its_package_line_is_refused(tmp_path):
 def test_operator_size_is_one_override():
     net = instantiate(check_keys(composed("model=opir_tiny", "model.kernel_size=7"))["model"], _convert_="all")
     assert net.task_parameters[0].taps == 3 * 49
+
+
+def test_the_demo_runs_in_its_fixed_folder_and_the_others_in_one_with_the_time():
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        folders = {
+            name: OmegaConf.to_container(
+                compose("train", [f"experiment={name}"], return_hydra_config=True), resolve=False
+            )["hydra"]["run"]["dir"]
+            for name in ("demo", "rain")
+        }
+    assert folders["demo"] == "outputs/demo"
+    assert folders["rain"].startswith("outputs/${name}/${now:")
