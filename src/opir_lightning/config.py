@@ -30,7 +30,7 @@ class TrainConfig:
     seed: int = 0
     tasks: list[str] = MISSING
     task_code: str = "blind"  # blind: estimate what the picture suffers from; label: it is given
-    task_lr_factor: float = 4.0  # learning rate of the task parameters in units of the others'
+    task_lr_factor: float = 2.0  # learning rate of the task parameters in units of the others'
     resume: str | None = None  # checkpoint to go on from
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice

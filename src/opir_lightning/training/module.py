@@ -18,6 +18,7 @@ from opir_lightning.metrics import published_crop, score
 from opir_lightning.models import OPIR
 from opir_lightning.types import Batch
 
+TIME_GRACE = 0.1
 STAGES = ("input", "coarse", "refined")
 
 
@@ -105,7 +106,8 @@ class RestorationModule(LightningModule):
     def progress(self, step: int) -> float:
         """How much of the training is done, by steps or by its time limit, whichever is nearer to its end.
 
-        With a time limit the schedule reaches its end on a slow machine too, instead of being cut off half-way.
+        With a time limit the schedule reaches its end on a slow machine too, instead of being cut off half-way. A
+        machine that is fast enough by a tenth never feels the limit, so that its runs can be repeated exactly.
         """
         if self._trainer is None:
             return 0.0
@@ -113,7 +115,8 @@ class RestorationModule(LightningModule):
         for callback in getattr(self.trainer, "callbacks", []):
             if isinstance(callback, Timer) and callback.time_remaining() is not None:
                 elapsed, remaining = callback.time_elapsed(), callback.time_remaining()
-                shares.append(elapsed / max(elapsed + (remaining or 0.0), 1e-9))
+                share = elapsed / max(elapsed + (remaining or 0.0), 1e-9)
+                shares.append((share - TIME_GRACE) / (1 - TIME_GRACE))
         return max(shares)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
