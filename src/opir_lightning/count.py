@@ -11,8 +11,6 @@ from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.threads import limit_spinning
 
-TASKS = "[none,noise,rain,haze,blur,low_light]"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; returns the exit status."""
@@ -52,7 +50,7 @@ def _print(variants: Sequence[str], overrides: Sequence[str], size: int) -> None
     for name in variants:
         with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
             try:
-                config = compose("train", [f"model={name}", f"tasks={TASKS}", "run_dir=.", *overrides])
+                config = compose("train", [f"model={name}", "run_dir=.", *overrides])
             except HydraException as error:
                 raise UserError(str(error).splitlines()[0]) from error
         net = instantiate(check_keys(config)["model"], _convert_="all")

@@ -69,6 +69,7 @@ def find_sets(plain: dict[str, Any], tasks: tuple[str, ...]) -> list[Any]:
     group = plain["benchmark"]["sets" if root is not None else "embedded"]
     severity = plain["benchmark"]["severity"]
     wanted = plain["sets"] or list(group)
+    store = ImageStore()  # one for all: CBSD68 alone is in four sets
     sets, absent = [], []
     for name in wanted:
         if name not in group:
@@ -76,7 +77,7 @@ def find_sets(plain: dict[str, Any], tasks: tuple[str, ...]) -> list[Any]:
         source = instantiate(group[name], _convert_="all")
         items = source.items(None if root is None else Path(root), embedded="heldout")
         if items:
-            sets.append(EvaluationSet(name, source, items, tasks=tasks, store=ImageStore(), severity=severity))
+            sets.append(EvaluationSet(name, source, items, tasks=tasks, store=store, severity=severity))
         else:
             absent.append(name)
     if absent and plain["sets"]:

@@ -71,7 +71,7 @@ def test_uncertainty_is_strictly_positive_even_where_the_net_says_none():
 
 def test_a_pixel_beyond_the_receptive_field_changes_nothing():
     net = trained_looking(make())
-    near, far = picture(8, 2 * net.receptive_field + 24), None
+    near = picture(8, 2 * net.receptive_field + 24)
     code = net.estimate_code(near)
     far = near.clone()
     far[..., 0] = 1 - far[..., 0]

@@ -43,7 +43,7 @@ class PicturePanels(Callback):
     Args:
         folder: where the PNG files go.
         picture: which picture of each set.
-        side: the centre square of this side in pixels is shown.
+        side: the top left square of this side in pixels is shown.
     """
 
     def __init__(self, *, folder: str, picture: int = 0, side: int = 256) -> None:
