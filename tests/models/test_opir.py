@@ -87,9 +87,8 @@ def test_task_parameters_enter_after_the_prediction_only():
     codes = [net.estimate_code(image, torch.tensor([task])) for task in (1, 2)]
     raw = [net.stages[0](image, ones, code)[0] for code in codes]
     torch.testing.assert_close(raw[0], raw[1], rtol=0, atol=0)
-    projection = net.stages[0].projection
-    taps = [net.task_parameters[0](raw[0], projection.weight, projection.bias, code)[0] for code in codes]
-    assert not torch.allclose(taps[0], taps[1], atol=1e-3)
+    operators = [net.predict_operator(image, ones, code, stage=0).predict() for code in codes]
+    assert not torch.allclose(operators[0], operators[1], atol=1e-3)
 
     before = trained_looking(make(task_parameters="before"))
     raw = [before.stages[0](image, ones, code)[0] for code in codes]
@@ -178,8 +177,8 @@ def test_the_second_stage_reads_the_uncertainty_map():
     net = trained_looking(make())
     image = picture(16, 16)
     code = net.estimate_code(image)
-    low = net.predict_operator(image, torch.full((1, 1, 16, 16), 0.01), code, stage=1).taps
-    high = net.predict_operator(image, torch.full((1, 1, 16, 16), 0.5), code, stage=1).taps
+    low = net.predict_operator(image, torch.full((1, 1, 16, 16), 0.01), code, stage=1).predict()
+    high = net.predict_operator(image, torch.full((1, 1, 16, 16), 0.5), code, stage=1).predict()
     assert not torch.allclose(low, high, atol=1e-4)
 
 
@@ -233,11 +232,48 @@ def test_folded_task_parameters_equal_project_then_rescale_and_shift():
     image = torch.cat([picture(12, 10), picture(12, 10, seed=4)])
     code = net.estimate_code(image)
     prediction, parameters = net.stages[0], net.task_parameters[0]
-    features, _ = prediction(image, torch.ones(2, 1, 12, 10), code)
-    raw = prediction.projection(features.movedim(1, -1)).movedim(-1, 1)
+    operator = net.predict_operator(image, torch.ones(2, 1, 12, 10), code, stage=0)
+    raw = prediction.projection(operator.features.movedim(1, -1)).movedim(-1, 1)
     slow = parameters.affine(raw, code) + parameters.identity[:, None, None]
-    taps, offsets, _ = parameters(features, prediction.projection.weight, prediction.projection.bias, code)
-    torch.testing.assert_close(torch.cat([taps, offsets], dim=1), slow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(operator.predict(), slow, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"per_colour": False, "offset": False, "dilations": [2], "kernel_size": 5}])
+def test_the_fused_operator_gives_what_the_separate_steps_give(settings):
+    """Value and every gradient, with a batch of two tasks and the gradient through both stages."""
+    results = []
+    for fused in (True, False):
+        net = trained_looking(make(fused=fused, detach_between_stages=False, **settings))
+        image = torch.cat([picture(13, 18), picture(13, 18, seed=4)])
+        restored = net(image, task=torch.tensor([1, 2]))
+        loss = restored.coarse.square().sum() + restored.refined.square().sum() + restored.uncertainty.sum()
+        names, parameters = zip(*net.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        results.append((restored.refined, dict(zip(names, gradients, strict=True))))
+    (value, gradients), (truth, true_gradients) = results
+    torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-5)
+    reached = [name for name, gradient in true_gradients.items() if gradient is not None]
+    assert len(reached) > 20
+    for name in reached:
+        torch.testing.assert_close(gradients[name], true_gradients[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_the_mean_of_the_taps_is_read_off_their_projection():
+    net = trained_looking(make(uncertainty="tap_mean"))
+    image = picture(12, 14)
+    operator = net.predict_operator(image, torch.ones(1, 1, 12, 14), net.estimate_code(image), stage=0)
+    mean = operator.predict()[:, :27].mean(1, keepdim=True).abs()
+    torch.testing.assert_close(operator.uncertainty, mean + 4e-4, rtol=1e-4, atol=1e-5)
+
+
+def test_under_autocast_the_identity_operator_stays_exact():
+    """Taps in bfloat16 would round a picture's own values by up to half a grey level."""
+    net = make()
+    for prediction in net.stages:
+        torch.nn.init.zeros_(prediction.projection.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        restored = net(picture(24, 24))
+    torch.testing.assert_close(restored.refined, picture(24, 24), rtol=0, atol=1e-6)
 
 
 def test_statistics_are_standardised_by_what_was_seen_first_and_the_same_in_use():

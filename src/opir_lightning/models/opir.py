@@ -16,8 +16,9 @@ from opir_lightning.errors import UserError
 from opir_lightning.models.degradation_code import CodeEstimator
 from opir_lightning.models.predictor import OperatorPredictor
 from opir_lightning.models.settings import read_settings
-from opir_lightning.models.task_parameters import OperatorTaskParameters, TaskAwareAffine
-from opir_lightning.ops.operator_conv import Backend, operator_conv
+from opir_lightning.models.task_parameters import OperatorProjection, OperatorTaskParameters, TaskAwareAffine
+from opir_lightning.ops.operator_conv import Backend
+from opir_lightning.ops.predict_and_apply import predict_and_apply
 from opir_lightning.types import Code, Restoration
 
 TaskParameters = Literal["after", "before", "off"]
@@ -32,16 +33,19 @@ class Operator(NamedTuple):
     """What is predicted for one stage.
 
     Attributes:
-        taps: ``(B, G·K², H, W)``.
-        offsets: ``(B, 3, H, W)`` or None.
-        mix: ``(B or 1, D, 3)``, weights of the dilations per colour.
+        features: ``(B, F, H, W)``, from which the taps and offsets of a pixel are projected where they are applied.
+        projection: of the features to taps and offsets, and the weights that mix the dilations.
         uncertainty: ``(B, 1, H, W)`` of the stage's result, or None where it is not wanted.
     """
 
-    taps: Tensor
-    offsets: Tensor | None
-    mix: Tensor
+    features: Tensor
+    projection: OperatorProjection
     uncertainty: Tensor | None
+
+    def predict(self) -> Tensor:
+        """Taps and offsets of every pixel, ``(B, G·K² [+ 3], H, W)``: for a look at them; it is large."""
+        weight, bias, _ = self.projection
+        return torch.einsum("bnf,bfhw->bnhw", weight, self.features) + bias[..., None, None]
 
 
 class OPIR(nn.Module):
@@ -71,6 +75,7 @@ class OPIR(nn.Module):
         code_crops: at most this many crops along each side of the picture.
         padding: what the operator sees beyond the border.
         backend: of the operator convolution.
+        fused: predict the taps where they are applied, without storing them; otherwise in separate steps.
         detach_between_stages: keep the gradient of stage 2 out of the result of stage 1.
 
     Raises:
@@ -100,6 +105,7 @@ class OPIR(nn.Module):
         code_crops: int = 4,
         padding: Padding = "reflect",
         backend: Backend = "auto",
+        fused: bool = True,
         detach_between_stages: bool = True,
     ) -> None:
         super().__init__()
@@ -111,9 +117,10 @@ class OPIR(nn.Module):
         _check(self.settings)
         self.tasks = tuple(str(task) for task in tasks)
         self.code_crop = code_crop
-        self.dilations = tuple(dilations)
+        self.kernel_size, self.groups, self.dilations = kernel_size, 3 if per_colour else 1, tuple(dilations)
         self.padding: Padding = padding
         self.backend: Backend = backend
+        self.fused = fused
         self.uncertainty = uncertainty
         self.detach_between_stages = detach_between_stages
 
@@ -126,7 +133,7 @@ class OPIR(nn.Module):
                 tasks=len(tasks) if aware else 1,
                 severity_size=severity_size,
                 kernel_size=kernel_size,
-                groups=3 if per_colour else 1,
+                groups=self.groups,
                 dilations=len(self.dilations),
                 offset=offset,
                 first_stage=stage == 0,
@@ -191,18 +198,24 @@ class OPIR(nn.Module):
         prediction = self.stages[min(stage, len(self.stages) - 1)]
         assert isinstance(prediction, _Prediction)
         features, raw_uncertainty = prediction(image, guidance, code)
-        projection = prediction.projection
-        taps, offsets, mix = self.task_parameters[stage](features, projection.weight, projection.bias, code)
-        uncertainty = self._uncertainty(taps, raw_uncertainty, code) if stage == 0 else None
-        return Operator(taps, offsets, mix, uncertainty)
+        parameters, blind = self.task_parameters[stage], prediction.projection
+        projection = parameters(blind.weight, blind.bias, code, batch=len(image))
+        uncertainty = self._uncertainty(features, projection, raw_uncertainty, code) if stage == 0 else None
+        return Operator(features, projection, uncertainty)
 
     def apply_operator(self, image: Tensor, operator: Operator) -> Tensor:
         """Apply one predicted operator at every dilation, mix, add the offsets; ``(B, 3, H, W)``, not clamped."""
-        scales = operator_conv(
-            image, operator.taps, dilations=self.dilations, padding=self.padding, backend=self.backend
+        return predict_and_apply(
+            image,
+            operator.features,
+            *operator.projection,
+            kernel_size=self.kernel_size,
+            groups=self.groups,
+            dilations=self.dilations,
+            padding=self.padding,
+            backend=self.backend,
+            fused=self.fused,
         )
-        result = (scales * operator.mix[..., None, None]).sum(1)
-        return result if operator.offsets is None else result + operator.offsets
 
     def forward(self, image: Tensor, code: Code | None = None, task: Tensor | None = None) -> Restoration:
         """Restore.
@@ -228,13 +241,19 @@ class OPIR(nn.Module):
             refined = self.apply_operator(start, self.predict_operator(start, guidance, code, stage=1))
         return Restoration(coarse, first.uncertainty, refined, code.task_logits)
 
-    def _uncertainty(self, taps: Tensor, raw: Tensor | None, code: Code | None) -> Tensor:
+    def _uncertainty(
+        self, features: Tensor, projection: OperatorProjection, raw: Tensor | None, code: Code | None
+    ) -> Tensor:
         if raw is not None and self.task_parameters_uncertainty is not None:
             # The logarithm is predicted: errors of all sizes are learned alike. Beyond an error of 1 nothing is said.
             return self.task_parameters_uncertainty(raw, code).clamp(max=0).exp() + SMALLEST_UNCERTAINTY
         if self.uncertainty == "tap_mean":
-            return taps.mean(1, keepdim=True).abs() + SMALLEST_UNCERTAINTY
-        return torch.ones_like(taps[:, :1])
+            # The projection is linear: the mean of the taps is what the mean of their rows projects.
+            taps = self.groups * self.kernel_size**2
+            weight, bias = projection.weight[:, :taps].mean(1, keepdim=True), projection.bias[:, :taps].mean(1)
+            mean = torch.einsum("bnf,bfhw->bnhw", weight, features) + bias[:, None, None, None]
+            return mean.abs() + SMALLEST_UNCERTAINTY
+        return torch.ones_like(features[:, :1])
 
 
 class _Prediction(nn.Module):

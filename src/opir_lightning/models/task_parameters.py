@@ -6,6 +6,8 @@ rescales and shifts what was predicted for every pixel, weighted by the code.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -39,14 +41,29 @@ class TaskAwareAffine(nn.Module):
         if self.severity_weight is None or code is None:
             combined = self.weight.mean(0, keepdim=True)
         else:
-            combined = torch.einsum("bt,tak->bak", code.task, self.weight)
-            combined = combined + torch.einsum("bt,bs,tsak->bak", code.task, code.severity, self.severity_weight)
+            task, severity = code.task.to(self.weight.dtype), code.severity.to(self.weight.dtype)
+            combined = torch.einsum("bt,tak->bak", task, self.weight)
+            combined = combined + torch.einsum("bt,bs,tsak->bak", task, severity, self.severity_weight)
         return combined[:, 0], combined[:, 1]
 
     def forward(self, x: Tensor, code: Code | None) -> Tensor:
         """``(B, channels, H, W)`` to the same shape."""
         scale, shift = self.coefficients(code)
         return x * scale[..., None, None] + shift[..., None, None]
+
+
+class OperatorProjection(NamedTuple):
+    """What makes the operator of every pixel of a picture out of the pixel's features.
+
+    Attributes:
+        weight: ``(B, N, F)``, rows for the G·K² taps, then for the three offsets if there are any.
+        bias: ``(B, N)``.
+        mix: ``(B, D, 3)``, weights of the dilations per colour.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mix: Tensor
 
 
 class OperatorTaskParameters(nn.Module):
@@ -56,8 +73,8 @@ class OperatorTaskParameters(nn.Module):
     They are not normalised: their sum is the local gain that haze and low light need.
 
     The last step of the prediction is a pointwise projection of features. Scale and shift are constant over a picture
-    and linear in what they act on, so they are folded into that projection: one matrix product per picture gives the
-    task's operator, and the task-blind prediction is never written to memory.
+    and linear in what they act on, so they are folded into that projection: what comes out is the task's operator, and the
+    task-blind prediction exists nowhere.
 
     Args:
         tasks: number of tasks T, or 1 for numbers common to all ("task parameters off").
@@ -98,29 +115,22 @@ class OperatorTaskParameters(nn.Module):
         """Channels that the projection has to deliver."""
         return self.affine.weight.shape[-1]
 
-    def forward(
-        self, features: Tensor, weight: Tensor, bias: Tensor, code: Code | None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The operator of every pixel.
+    def forward(self, weight: Tensor, bias: Tensor, code: Code | None, *, batch: int) -> OperatorProjection:
+        """The projection that the task makes of the task-blind one.
 
         Args:
-            features: ``(B, F, H, W)``.
             weight: ``(channels, F)`` of the projection: taps first, then the three offsets if there are any.
             bias: ``(channels,)`` of the projection.
-            code: what the picture suffers from.
-
-        Returns:
-            taps ``(B, G·K², H, W)``, offsets ``(B, 3, H, W)`` or None, mixing weights ``(B or 1, D, 3)``.
+            code: what the pictures suffer from.
+            batch: B, the number of pictures.
         """
-        scale, shift = self.affine.coefficients(code)
-        batch, _, height, width = features.shape
-        weights = (scale[..., None] * weight).expand(batch, -1, -1)
-        biases = (scale * bias + shift + self.identity).expand(batch, -1)
-        operator = torch.baddbmm(biases[..., None], weights, features.flatten(2)).view(batch, -1, height, width)
-        taps = operator[:, : self.taps]
-        offsets = operator[:, self.taps :] if self.offset else None
-        if self.mix.shape[0] == 1 or code is None:
-            mix = self.mix.mean(0, keepdim=True)
-        else:
-            mix = torch.einsum("bt,tdc->bdc", code.task, self.mix)
-        return taps, offsets, mix
+        # The bias holds the identity operator: bfloat16 there would be half a grey level of every pixel.
+        with torch.autocast(weight.device.type, enabled=False):
+            scale, shift = self.affine.coefficients(code)
+            weights = (scale[..., None] * weight).expand(batch, -1, -1)
+            biases = (scale * bias + shift + self.identity).expand(batch, -1)
+            if self.mix.shape[0] == 1 or code is None:
+                mix = self.mix.mean(0, keepdim=True)
+            else:
+                mix = torch.einsum("bt,tdc->bdc", code.task.to(self.mix.dtype), self.mix)
+            return OperatorProjection(weights, biases, mix.expand(batch, -1, -1))

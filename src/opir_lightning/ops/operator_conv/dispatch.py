@@ -60,9 +60,9 @@ def operator_conv(
 
     Source: kernels predicted per pixel, Mildenhall et al., CVPR 2018; as an inverse operator, arXiv 2601.10192.
     """
-    dilations = _check_options(dilations, padding, backend)
+    dilations = check_options(dilations, padding, backend)
     groups = _check_tensors(image, taps, groups)
-    taps = _autocast(image, taps)
+    taps = autocast(taps)
     if backend == "reference":
         return reference(image, taps, dilations, padding, groups, _odd_root(taps.shape[1] // groups))
     if backend != "shifted":
@@ -87,16 +87,18 @@ def why_not_triton(image: Tensor, taps: Tensor) -> str | None:
         return f"the image is on '{image.device.type}' and the kernels need a CUDA device"
     if torch.float64 in (image.dtype, taps.dtype):
         return "the kernels sum in float32 and the input is float64"
+    if image.shape[2] * image.shape[3] >= 2**31:
+        return "offsets within one plane are 32-bit and the image has 2^31 pixels or more"
     return None
 
 
-def _check_options(dilations: Sequence[int], padding: str, backend: str) -> list[int]:
+def check_options(dilations: Sequence[int], padding: str, backend: str) -> list[int]:
     if padding not in PADDINGS:
-        raise ValueError(f"operator_conv: padding is '{padding}', needed is one of {', '.join(PADDINGS)}.")
+        raise ValueError(f"padding is '{padding}', needed is one of {', '.join(PADDINGS)}.")
     if backend not in _BACKENDS:
-        raise ValueError(f"operator_conv: backend is '{backend}', needed is one of {', '.join(_BACKENDS)}.")
+        raise ValueError(f"backend is '{backend}', needed is one of {', '.join(_BACKENDS)}.")
     if isinstance(dilations, int) or len(dilations) == 0 or any(d < 1 for d in dilations):
-        raise ValueError(f"operator_conv: dilations is {dilations!r}, needed are one or more integers of at least 1.")
+        raise ValueError(f"dilations is {dilations!r}, needed are one or more integers of at least 1.")
     return [int(d) for d in dilations]
 
 
@@ -152,9 +154,9 @@ def _odd_root(number: int) -> int:
     return K if number == K * K else 0
 
 
-def _autocast(image: Tensor, taps: Tensor) -> Tensor:
-    """Under autocast, the taps in its dtype; the image keeps its own, which keeps the picture exact."""
-    device = image.device.type
+def autocast(taps: Tensor) -> Tensor:
+    """Under autocast, float32 taps (or what makes them) in its dtype. The image keeps its own: it stays exact."""
+    device = taps.device.type
     if taps.dtype != torch.float32 or not torch.amp.is_autocast_available(device):
         return taps
     return taps.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else taps

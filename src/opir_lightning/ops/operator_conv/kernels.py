@@ -1,10 +1,17 @@
 """The operator convolution in Triton: value, gradient of the image, gradient of the taps. Kernels only.
 
-One program owns BLOCK neighbouring pixels of CH channels of one sample, as one-dimensional arrays: a [channels, pixels]
-tile would make Triton move it through shared memory at every tap. The loops over taps stay loops: with four dilations
-and three channels that is 80 registers and no spill on sm_90 for any K; with one of them unrolled it was 80 to 255 and
-some spills. Base offsets are 64-bit (27 taps of 80 megapixels pass 2^31), offsets within one plane 32-bit. Every load
-and store is masked to the pixels that exist. All sums are float32.
+One program owns a tile of ROWS x COLUMNS pixels of CH channels of one sample, as one-dimensional arrays: a [channels,
+pixels] tile would make Triton move it through shared memory at every tap. A tile and not a run of pixels, so that the
+neighbourhood that it reads is small and stays in the first-level cache; COLUMNS of at least 32, so that a warp reads
+one line.
+
+Small operators are unrolled, and then the compiler finds the common rows and columns of the taps' places itself; for
+large ones that would be thousands of instructions, so the loops over taps stay loops. For the gradient of the image,
+which reads a tap for every dilation, unrolling gained 5 % of the instructions and cost seconds of compilation.
+
+Base offsets are 64-bit (27 taps of 80 megapixels pass 2^31), offsets within one plane 32-bit. What lies past the
+image's edge is clamped to it, so that loads need no mask; every store is masked to the pixels that exist. All sums are
+float32.
 """
 
 # Tuples grow by concatenation here, the form that Triton compiles: neither linter nor type checker knows its rules.
@@ -21,9 +28,12 @@ REPLICATE = tl.constexpr(1)
 MIRROR_ONCE = tl.constexpr(2)
 MIRROR = tl.constexpr(3)
 
+# Sizes vary from picture to picture: a kernel compiled anew for each kind of size would cost seconds every time.
+SIZES = ("C", "H", "W", "taps_stride")
+
 
 @triton.jit
-def _inside(index, size, PADDING: tl.constexpr):
+def inside(index, size, PADDING: tl.constexpr):
     """The place along one axis that ``index`` reads; for ZEROS as it is, to be masked."""
     if PADDING == REPLICATE:
         index = tl.minimum(tl.maximum(index, 0), size - 1)
@@ -38,24 +48,75 @@ def _inside(index, size, PADDING: tl.constexpr):
 
 
 @triton.jit
-def _source(y, x, valid, H, W, PADDING: tl.constexpr):
-    """Offset within a plane that a pixel at row ``y`` and column ``x`` reads, and whether it reads at all."""
+def load_neighbour(pointer, y, x, H, W, PADDING: tl.constexpr):
+    """The values of one plane at row ``y`` and column ``x``, which may lie outside, as float32."""
+    place = inside(y, H, PADDING) * W + inside(x, W, PADDING)
     if PADDING == ZEROS:
-        valid = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    return _inside(y, H, PADDING) * W + _inside(x, W, PADDING), valid
+        value = tl.load(pointer + place, mask=(y >= 0) & (y < H) & (x >= 0) & (x < W), other=0.0)
+    else:
+        value = tl.load(pointer + place)
+    return value.to(tl.float32)
 
 
 @triton.jit
-def _program(C, pixels, CH: tl.constexpr, BLOCK: tl.constexpr):
-    """Sample, first channel (both 64-bit) and pixels of this program; the pixels of one plane come in a row."""
-    blocks = tl.cdiv(pixels, BLOCK)
-    pid = tl.program_id(0)
-    bundle = (pid // blocks).to(tl.int64)  # of CH channels
-    offsets = (pid % blocks) * BLOCK + tl.arange(0, BLOCK)
-    return bundle // (C // CH), bundle % (C // CH) * CH, offsets
+def owned_tile(pid, C, H, W, CH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sample and first channel (both 64-bit), first row and first column of the tile of program ``pid``."""
+    across = tl.cdiv(W, COLUMNS)
+    tiles = across * tl.cdiv(H, ROWS)
+    bundle = (pid // tiles).to(tl.int64)  # of CH channels
+    tile = pid % tiles
+    return bundle // (C // CH), bundle % (C // CH) * CH, tile // across * ROWS, tile % across * COLUMNS
 
 
 @triton.jit
+def tile_pixels(top, left, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row and column of each pixel of a tile, those past the edge moved onto it; and which pixels exist."""
+    pixel = tl.arange(0, ROWS * COLUMNS)
+    y, x = top + pixel // COLUMNS, left + pixel % COLUMNS
+    return tl.minimum(y, H - 1), tl.minimum(x, W - 1), (y < H) & (x < W)
+
+
+@triton.jit
+def zero_sums(COUNT: tl.constexpr, PIXELS: tl.constexpr):
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros((PIXELS,), dtype=tl.float32),)
+    return sums
+
+
+@triton.jit
+def _forward_tap(
+    sums,
+    image_ptr,
+    taps_ptr,
+    plane,
+    y,
+    x,
+    u,
+    v,
+    H,
+    W,
+    K: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    PADDING: tl.constexpr,
+    SHARED: tl.constexpr,
+    CH: tl.constexpr,
+):
+    """Add what tap (u, v) reads at every dilation to the sums: one read of the tap."""
+    taps = ()
+    for c in tl.static_range(1 if SHARED else CH):
+        tap = tl.load(taps_ptr + (c * (K * K) + u * K + v) * plane + (y * W + x))
+        taps = taps + (tap.to(tl.float32),)
+    longer = ()
+    for d in tl.static_range(len(DILATIONS)):
+        dy, dx = (u - K // 2) * DILATIONS[d], (v - K // 2) * DILATIONS[d]
+        for c in tl.static_range(CH):
+            value = load_neighbour(image_ptr + c * plane, y + dy, x + dx, H, W, PADDING)
+            longer = longer + (sums[d * CH + c] + taps[0 if SHARED else c] * value,)
+    return longer
+
+
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     image_ptr,  # (B, C, H, W)
     taps_ptr,  # (B, G, K*K, H, W), G = 1 if SHARED else C
@@ -63,48 +124,85 @@ def forward_kernel(
     C,
     H,
     W,
+    taps_stride,  # from sample to sample
     K: tl.constexpr,
     DILATIONS: tl.constexpr,
     PADDING: tl.constexpr,
     SHARED: tl.constexpr,
+    UNROLL: tl.constexpr,
     CH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """All dilations from one read of the taps."""
     D: tl.constexpr = len(DILATIONS)
-    sample, channel, offsets = _program(C, H * W, CH, BLOCK)
+    sample, channel, top, left = owned_tile(tl.program_id(0), C, H, W, CH, ROWS, COLUMNS)
+    y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
     plane = tl.cast(H * W, tl.int64)
-    valid = offsets < H * W
-    y, x = offsets // W, offsets % W
     image_ptr += (sample * C + channel) * plane
-    taps_ptr += (sample if SHARED else sample * C + channel) * (K * K) * plane
-
-    sums = ()
-    for _ in tl.static_range(D * CH):
-        sums = sums + (tl.zeros((BLOCK,), dtype=tl.float32),)
-    for u in range(K):
-        for v in range(K):
-            taps = ()
-            for c in tl.static_range(1 if SHARED else CH):
-                tap = tl.load(taps_ptr + c * (K * K) * plane + offsets, mask=valid, other=0.0)
-                taps = taps + (tap.to(tl.float32),)
-            taps_ptr += plane
-            longer = ()
-            for d in tl.static_range(D):
-                shift_y, shift_x = (u - K // 2) * DILATIONS[d], (v - K // 2) * DILATIONS[d]
-                source, exists = _source(y + shift_y, x + shift_x, valid, H, W, PADDING)
-                for c in tl.static_range(CH):
-                    value = tl.load(image_ptr + c * plane + source, mask=exists, other=0.0).to(tl.float32)
-                    longer = longer + (sums[d * CH + c] + taps[0 if SHARED else c] * value,)
-            sums = longer
+    taps_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane
+    sums = zero_sums(D * CH, ROWS * COLUMNS)
+    if UNROLL:
+        for u in tl.static_range(K):
+            for v in tl.static_range(K):
+                sums = _forward_tap(
+                    sums, image_ptr, taps_ptr, plane, y, x, u, v, H, W, K, DILATIONS, PADDING, SHARED, CH
+                )
+    else:
+        for u in range(K):
+            for v in range(K):
+                sums = _forward_tap(
+                    sums, image_ptr, taps_ptr, plane, y, x, u, v, H, W, K, DILATIONS, PADDING, SHARED, CH
+                )
     result_ptr += (sample * D * C + channel) * plane
     for d in tl.static_range(D):
         for c in tl.static_range(CH):
             total = sums[d * CH + c].to(result_ptr.dtype.element_ty)
-            tl.store(result_ptr + (d * C + c) * plane + offsets, total, mask=valid)
+            tl.store(result_ptr + (d * C + c) * plane + (y * W + x), total, mask=exists)
 
 
 @triton.jit
+def _image_gradient_tap(
+    sums,
+    grad_ptr,
+    taps_ptr,
+    plane,
+    y,
+    x,
+    counts,
+    u,
+    v,
+    C,
+    H,
+    W,
+    K: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    SHARED: tl.constexpr,
+    CH: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Add what the pixels that read (y, x) through tap (u, v), at any dilation, send back."""
+    for d in tl.static_range(len(DILATIONS)):
+        reader_y, reader_x = y - (u - K // 2) * DILATIONS[d], x - (v - K // 2) * DILATIONS[d]
+        place = reader_y * W + reader_x
+        reads = counts & (reader_y >= 0) & (reader_y < H) & (reader_x >= 0) & (reader_x < W) if MASKED else None
+        longer = ()
+        for c in tl.static_range(CH):
+            grad = _load(grad_ptr + (d * C + c) * plane + place, reads, MASKED)
+            if c == 0 or not SHARED:
+                tap = _load(taps_ptr + (c * (K * K) + u * K + v) * plane + place, reads, MASKED)
+            longer = longer + (sums[c] + tap * grad,)
+        sums = longer
+    return sums
+
+
+@triton.jit
+def _load(pointers, mask, MASKED: tl.constexpr):
+    value = tl.load(pointers, mask=mask, other=0.0) if MASKED else tl.load(pointers)
+    return value.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def image_gradient_kernel(
     grad_ptr,  # (B, D, C, H, W)
     taps_ptr,  # (B, G, K*K, H, W)
@@ -112,50 +210,101 @@ def image_gradient_kernel(
     C,
     H,
     W,
+    taps_stride,  # from sample to sample
     K: tl.constexpr,
     DILATIONS: tl.constexpr,
+    REACH: tl.constexpr,  # of the operator
     MARGIN: tl.constexpr,
+    FOLD: tl.constexpr,
     SHARED: tl.constexpr,
     CH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Each place of the widened image gathers from the pixels that read it: no atomics, the same sum every time.
+    """Each pixel gathers from the pixels that read it: no atomics, the same sum every time.
 
-    The caller folds the margin back; with MARGIN = 0 what lies outside is dropped, which is the gradient for zeros.
+    FOLD: reflect for images larger than the operator's reach. A pixel near an edge also gathers for its mirror images,
+    at most two on each axis, that lie within reach of the edge. MARGIN > 0: the image widened by MARGIN, for the caller
+    to fold. Neither: what lies outside is dropped, which is the gradient for zeros.
     """
     D: tl.constexpr = len(DILATIONS)
     wide_H, wide_W = H + 2 * MARGIN, W + 2 * MARGIN
-    sample, channel, offsets = _program(C, wide_H * wide_W, CH, BLOCK)
-    plane = tl.cast(H * W, tl.int64)
-    valid = offsets < wide_H * wide_W
-    y, x = offsets // wide_W - MARGIN, offsets % wide_W - MARGIN
+    sample, channel, top, left = owned_tile(tl.program_id(0), C, wide_H, wide_W, CH, ROWS, COLUMNS)
+    y, x, exists = tile_pixels(top, left, wide_H, wide_W, ROWS, COLUMNS)
+    plane, wide_plane = tl.cast(H * W, tl.int64), tl.cast(wide_H * wide_W, tl.int64)
     grad_ptr += (sample * D * C + channel) * plane
-    taps_ptr += (sample if SHARED else sample * C + channel) * (K * K) * plane
-
-    sums = ()
-    for _ in tl.static_range(CH):
-        sums = sums + (tl.zeros((BLOCK,), dtype=tl.float32),)
-    for u in range(K):
-        for v in range(K):
-            for d in tl.static_range(D):
-                shift_y, shift_x = (u - K // 2) * DILATIONS[d], (v - K // 2) * DILATIONS[d]
-                reader, exists = _source(y - shift_y, x - shift_x, valid, H, W, ZEROS)
-                longer = ()
-                for c in tl.static_range(CH):
-                    if c == 0 or not SHARED:
-                        tap = tl.load(taps_ptr + c * (K * K) * plane + reader, mask=exists, other=0.0).to(tl.float32)
-                    grad = tl.load(grad_ptr + (d * C + c) * plane + reader, mask=exists, other=0.0).to(tl.float32)
-                    longer = longer + (sums[c] + tap * grad,)
-                sums = longer
-            taps_ptr += plane
-    wide_plane = tl.cast(wide_H * wide_W, tl.int64)
-    result_ptr += (sample * C + channel) * wide_plane
+    taps_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane
+    result_ptr += (sample * C + channel) * wide_plane + (y * wide_W + x)
+    y, x = y - MARGIN, x - MARGIN
+    top, left = top - MARGIN, left - MARGIN
+    sums = zero_sums(CH, ROWS * COLUMNS)
+    at_top, at_bottom = top <= REACH, top + ROWS >= H - REACH
+    at_left, at_right = left <= REACH, left + COLUMNS >= W - REACH
+    if at_top | at_bottom | at_left | at_right:
+        # Mirrored before the first row or column (-1), not at all (0), after the last (1).
+        first_y, last_y = (tl.where(at_top, -1, 0), tl.where(at_bottom, 1, 0)) if FOLD else (0, 0)
+        first_x, last_x = (tl.where(at_left, -1, 0), tl.where(at_right, 1, 0)) if FOLD else (0, 0)
+        for vertical in range(first_y, last_y + 1):
+            for horizontal in range(first_x, last_x + 1):
+                at_y = tl.where(vertical == 0, y, tl.where(vertical < 0, -y, 2 * (H - 1) - y))
+                at_x = tl.where(horizontal == 0, x, tl.where(horizontal < 0, -x, 2 * (W - 1) - x))
+                # The edge itself is not repeated: it is its own mirror image.
+                counts = exists & ((vertical == 0) | (at_y != y)) & ((horizontal == 0) | (at_x != x))
+                for u in range(K):
+                    for v in range(K):
+                        sums = _image_gradient_tap(
+                            sums, grad_ptr, taps_ptr, plane, at_y, at_x, counts, u, v, C, H, W,
+                            K, DILATIONS, SHARED, CH, True,
+                        )  # fmt: skip
+    else:
+        for u in range(K):
+            for v in range(K):
+                sums = _image_gradient_tap(
+                    sums, grad_ptr, taps_ptr, plane, y, x, exists, u, v, C, H, W, K, DILATIONS, SHARED, CH, False
+                )
     for c in tl.static_range(CH):
-        total = sums[c].to(result_ptr.dtype.element_ty)
-        tl.store(result_ptr + c * wide_plane + offsets, total, mask=valid)
+        tl.store(result_ptr + c * wide_plane, sums[c].to(result_ptr.dtype.element_ty), mask=exists)
 
 
 @triton.jit
+def _taps_gradient_tap(
+    grads,
+    image_ptr,
+    result_ptr,
+    plane,
+    y,
+    x,
+    exists,
+    u,
+    v,
+    H,
+    W,
+    K: tl.constexpr,
+    DILATIONS: tl.constexpr,
+    PADDING: tl.constexpr,
+    SHARED: tl.constexpr,
+    CH: tl.constexpr,
+):
+    """Write the gradient of tap (u, v), summed over the dilations and the channels that share it."""
+    sums = zero_sums(1 if SHARED else CH, exists.shape[0])
+    for d in tl.static_range(len(DILATIONS)):
+        dy, dx = (u - K // 2) * DILATIONS[d], (v - K // 2) * DILATIONS[d]
+        longer = ()
+        for c in tl.static_range(CH):
+            value = load_neighbour(image_ptr + c * plane, y + dy, x + dx, H, W, PADDING)
+            product = grads[d * CH + c] * value
+            if SHARED:
+                sums = (sums[0] + product,)
+            else:
+                longer = longer + (sums[c] + product,)
+        if not SHARED:
+            sums = longer
+    for c in tl.static_range(1 if SHARED else CH):
+        total = sums[c].to(result_ptr.dtype.element_ty)
+        tl.store(result_ptr + (c * (K * K) + u * K + v) * plane + (y * W + x), total, mask=exists)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def taps_gradient_kernel(
     grad_ptr,  # (B, D, C, H, W)
     image_ptr,  # (B, C, H, W)
@@ -163,47 +312,37 @@ def taps_gradient_kernel(
     C,
     H,
     W,
+    taps_stride,  # from sample to sample
     K: tl.constexpr,
     DILATIONS: tl.constexpr,
     PADDING: tl.constexpr,
     SHARED: tl.constexpr,
+    UNROLL: tl.constexpr,
     CH: tl.constexpr,  # of C; all of C if SHARED
-    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """The gradients of all taps of a pixel: the upstream gradient is read once, each tap's gradient written once."""
     D: tl.constexpr = len(DILATIONS)
-    sample, channel, offsets = _program(C, H * W, CH, BLOCK)
+    sample, channel, top, left = owned_tile(tl.program_id(0), C, H, W, CH, ROWS, COLUMNS)
+    y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
     plane = tl.cast(H * W, tl.int64)
-    valid = offsets < H * W
-    y, x = offsets // W, offsets % W
-    grad_ptr += (sample * D * C + channel) * plane
+    grad_ptr += (sample * D * C + channel) * plane + (y * W + x)
     image_ptr += (sample * C + channel) * plane
-    result_ptr += (sample if SHARED else sample * C + channel) * (K * K) * plane
-
+    result_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane
     grads = ()
     for d in tl.static_range(D):
         for c in tl.static_range(CH):
-            grad = tl.load(grad_ptr + (d * C + c) * plane + offsets, mask=valid, other=0.0)
-            grads = grads + (grad.to(tl.float32),)
-    for u in range(K):
-        for v in range(K):
-            sums = ()
-            for _ in tl.static_range(1 if SHARED else CH):
-                sums = sums + (tl.zeros((BLOCK,), dtype=tl.float32),)
-            for d in tl.static_range(D):
-                shift_y, shift_x = (u - K // 2) * DILATIONS[d], (v - K // 2) * DILATIONS[d]
-                source, exists = _source(y + shift_y, x + shift_x, valid, H, W, PADDING)
-                longer = ()
-                for c in tl.static_range(CH):
-                    value = tl.load(image_ptr + c * plane + source, mask=exists, other=0.0).to(tl.float32)
-                    product = grads[d * CH + c] * value
-                    if SHARED:
-                        sums = (sums[0] + product,)
-                    else:
-                        longer = longer + (sums[c] + product,)
-                if not SHARED:
-                    sums = longer
-            for c in tl.static_range(1 if SHARED else CH):
-                total = sums[c].to(result_ptr.dtype.element_ty)
-                tl.store(result_ptr + c * (K * K) * plane + offsets, total, mask=valid)
-            result_ptr += plane
+            grads = grads + (tl.load(grad_ptr + (d * C + c) * plane).to(tl.float32),)
+    if UNROLL:
+        for u in tl.static_range(K):
+            for v in tl.static_range(K):
+                _taps_gradient_tap(
+                    grads, image_ptr, result_ptr, plane, y, x, exists, u, v, H, W, K, DILATIONS, PADDING, SHARED, CH
+                )
+    else:
+        for u in range(K):
+            for v in range(K):
+                _taps_gradient_tap(
+                    grads, image_ptr, result_ptr, plane, y, x, exists, u, v, H, W, K, DILATIONS, PADDING, SHARED, CH
+                )

@@ -22,19 +22,18 @@ TILE = 49152
 def forward(image: Tensor, taps: Tensor, dilations: Sequence[int], padding: str, groups: int) -> Tensor:
     """``operator_conv`` without gradients; the number of tap groups is given."""
     B, C, H, W = image.shape
-    grid = _Grid(image, taps, dilations, groups)
-    wide = widen(image, grid.margin, padding, grid.dtype)
-    result = torch.empty((B, len(dilations), C, H, W), dtype=grid.dtype, device=image.device)
-    planes = taps.contiguous().unflatten(1, (groups, -1))
-    for tile in grid.tiles():
+    dtype = _sum_dtype(image, taps)
+    tiles = Tiles(image, _size(taps, groups), dilations, TILE)
+    wide = widen(image, tiles.margin, padding, dtype)
+    result = torch.empty((B, len(dilations), C, H, W), dtype=dtype, device=image.device)
+    planes = taps.unflatten(1, (groups, -1))
+    for tile in tiles:
         samples, rows = tile
         sums = result[samples, :, :, rows].unbind(1)
-        for t, tap in enumerate(_taps(planes[samples, :, :, rows], grid.dtype)):
-            for total, view in zip(sums, grid.views(wide, tile, t), strict=True):
-                if t == 0:
-                    torch.mul(view, tap, out=total)
-                else:
-                    total.addcmul_(view, tap)
+        for t, tap in enumerate(_taps(planes[samples, :, :, rows], dtype)):
+            for d, total in enumerate(sums):
+                view = tiles.view(wide, tile, t, d)
+                torch.mul(view, tap, out=total) if t == 0 else total.addcmul_(view, tap)
     return result.to(image.dtype)
 
 
@@ -49,27 +48,37 @@ def backward(
     need_taps: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the image and of the taps, in their dtypes; None for one that is not needed. Deterministic."""
-    grid = _Grid(image, taps, dilations, groups)
-    grad = grad.to(grid.dtype).contiguous()
-    planes = taps.contiguous().unflatten(1, (groups, -1))
-    wide = widen(image, grid.margin, padding, grid.dtype) if need_taps else None
-    wide_grad = torch.zeros(grid.wide_shape, dtype=grid.dtype, device=image.device) if need_image else None
+    dtype = _sum_dtype(image, taps)
+    tiles = Tiles(image, _size(taps, groups), dilations, TILE)
+    grad = grad.to(dtype).contiguous()
+    planes = taps.unflatten(1, (groups, -1))
+    wide = widen(image, tiles.margin, padding, dtype) if need_taps else None
+    wide_grad = torch.zeros(tiles.wide_shape, dtype=dtype, device=image.device) if need_image else None
     taps_grad = torch.empty(taps.shape, dtype=taps.dtype, device=taps.device) if need_taps else None
-    for tile in grid.tiles():
+    for tile in tiles:
         samples, rows = tile
         upstream = grad[samples, :, :, rows].unbind(1)
         if wide_grad is not None:
-            for t, tap in enumerate(_taps(planes[samples, :, :, rows], grid.dtype)):
-                for part, view in zip(upstream, grid.views(wide_grad, tile, t), strict=True):
-                    view.addcmul_(part, tap)
+            for t, tap in enumerate(_taps(planes[samples, :, :, rows], dtype)):
+                for d, part in enumerate(upstream):
+                    tiles.view(wide_grad, tile, t, d).addcmul_(part, tap)
         if wide is not None and taps_grad is not None:
             targets = taps_grad.unflatten(1, (groups, -1))[samples, :, :, rows].unbind(2)
-            direct = targets[0].dtype == grid.dtype and targets[0].shape == upstream[0].shape
-            scratch = None if direct else torch.empty(upstream[0].shape, dtype=grid.dtype, device=image.device)
+            direct = targets[0].dtype == dtype and targets[0].shape == upstream[0].shape
+            scratch = None if direct else torch.empty(upstream[0].shape, dtype=dtype, device=image.device)
             for t, target in enumerate(targets):
-                _correlate(upstream, grid.views(wide, tile, t), target, scratch)
-    image_grad = fold(wide_grad, grid.margin, padding, image.dtype) if wide_grad is not None else None
+                views = [tiles.view(wide, tile, t, d) for d in range(len(dilations))]
+                _correlate(upstream, views, target, scratch)
+    image_grad = fold(wide_grad, tiles.margin, padding, image.dtype) if wide_grad is not None else None
     return image_grad, taps_grad
+
+
+def _sum_dtype(image: Tensor, taps: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(image.dtype, taps.dtype), torch.float32)
+
+
+def _size(taps: Tensor, groups: int) -> int:
+    return math.isqrt(taps.shape[1] // groups)
 
 
 def _taps(planes: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -92,37 +101,51 @@ def _correlate(upstream: Sequence[Tensor], views: Sequence[Tensor], target: Tens
         target.copy_(total if target.shape == total.shape else total.sum(1, keepdim=True))
 
 
-class _Grid:
-    """Where every tap and dilation of one call reads in the widened image, tile by tile."""
+class Tiles:
+    """The pieces of an image that are worked on one after the other, and where the taps read in the widened image.
 
-    def __init__(self, image: Tensor, taps: Tensor, dilations: Sequence[int], groups: int) -> None:
+    Args:
+        image: ``(B, C, H, W)``.
+        K: size of the operator.
+        dilations: distances between its taps.
+        most: values of one piece of the image, per thread of a CPU; on another device the image is one piece.
+    """
+
+    def __init__(self, image: Tensor, K: int, dilations: Sequence[int], most: int) -> None:
         self.B, self.C, self.H, self.W = image.shape
-        self.K = math.isqrt(taps.shape[1] // groups)
-        self.dilations = dilations
-        self.margin = self.K // 2 * max(dilations)
+        self.K, self.dilations = K, dilations
+        self.margin = K // 2 * max(dilations)
         self.wide_shape = (self.B, self.C, self.H + 2 * self.margin, self.W + 2 * self.margin)
-        self.dtype = torch.promote_types(torch.promote_types(image.dtype, taps.dtype), torch.float32)
-        self.on_cpu = image.device.type == "cpu"
+        most = most * torch.get_num_threads() if image.device.type == "cpu" else image.numel()
+        # Whole samples while several fit, else strips of rows of one sample.
+        samples = max(1, min(self.B, most // (self.C * self.H * self.W)))
+        self.largest = samples, self.H if samples > 1 else min(self.H, max(1, most // (self.C * self.W)))
 
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Slices of samples and rows: whole samples while several fit a tile, else strips of rows of one sample."""
-        most = TILE * torch.get_num_threads() if self.on_cpu else self.B * self.C * self.H * self.W
-        samples = max(1, most // (self.C * self.H * self.W))
-        rows = self.H if samples > 1 else min(self.H, max(1, most // (self.C * self.W)))
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """Slices of samples and of rows."""
+        samples, rows = self.largest
         for b in range(0, self.B, samples):
             for h in range(0, self.H, rows):
                 yield slice(b, min(b + samples, self.B)), slice(h, min(h + rows, self.H))
 
-    def views(self, wide: Tensor, tile: tuple[slice, slice], t: int) -> list[Tensor]:
-        """The tile as tap ``t`` sees it, one ``(b, C, h, W)`` view per dilation.
-
-        ``as_strided`` takes 2 us and slicing 4, beside 12 for the arithmetic on a tile.
-        """
+    def view(self, wide: Tensor, tile: tuple[slice, slice], t: int, d: int) -> Tensor:
+        """The tile as tap ``t`` sees it at dilation number ``d``: ``(b, C, h, W)`` of the widened image."""
         samples, rows = tile
-        width, radius = self.wide_shape[3], self.K // 2
+        first = wide.storage_offset() + samples.start * wide.stride(0) + rows.start * self.wide_shape[3]
+        return self._view(wide, tile, t, d, first)
+
+    def neighbourhood(self, wide: Tensor, tile: tuple[slice, slice]) -> Tensor:
+        """All that the taps of a tile see: ``(b, C, h + 2 margin, W + 2 margin)``."""
+        samples, rows = tile
+        return wide[samples, :, rows.start : rows.stop + 2 * self.margin]
+
+    def local_view(self, neighbourhood: Tensor, tile: tuple[slice, slice], t: int, d: int) -> Tensor:
+        """As ``view``, in a contiguous tensor of the form of ``neighbourhood``."""
+        return self._view(neighbourhood, tile, t, d, 0)
+
+    def _view(self, wide: Tensor, tile: tuple[slice, slice], t: int, d: int, first: int) -> Tensor:
+        # as_strided takes 2 us and slicing 4, beside 12 for the arithmetic on a tile.
+        samples, rows = tile
         size = (samples.stop - samples.start, self.C, rows.stop - rows.start, self.W)
-        start = (
-            wide.storage_offset() + samples.start * wide.stride(0) + (self.margin + rows.start) * width + self.margin
-        )
-        step = (t // self.K - radius) * width + t % self.K - radius
-        return [wide.as_strided(size, wide.stride(), start + step * d) for d in self.dilations]
+        dy, dx = (t // self.K - self.K // 2) * self.dilations[d], (t % self.K - self.K // 2) * self.dilations[d]
+        return wide.as_strided(size, wide.stride(), first + (self.margin + dy) * self.wide_shape[3] + self.margin + dx)
