@@ -148,9 +148,7 @@ def _fused_jobs(cases: list[Fused]) -> Iterator[Job]:
             yield _job(case.name, fused_kernels, kernel, tensors, constants, options["num_warps"])
 
 
-def _job(
-    name: str, module: Any, kernel: Any, tensors: Any, constants: dict[str, Any], warps: int, **sizes: str
-) -> Job:
+def _job(name: str, module: Any, kernel: Any, tensors: Any, constants: dict[str, Any], warps: int, **sizes: str) -> Job:
     short = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
     signature = dict(zip(kernel.arg_names, (short[t.dtype] for t in tensors), strict=False))
     signature |= {n: sizes.get(n, "i32") for n in kernel.arg_names if n not in signature and n not in constants}

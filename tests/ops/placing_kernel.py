@@ -5,12 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from opir_lightning.ops.operator_conv.kernels import owned_tile
+from opir_lightning.ops.operator_conv.kernels import owned_tile, plane_size
 
 
 @triton.jit
-def place_kernel(pid_ptr, result_ptr, C, H, W):
-    """First tap of the sample (9 taps a channel), and first pixel of the tile, of the program with the given number."""
+def place_kernel(pid_ptr, result_ptr, C, H, W, taps_stride):
+    """Where the program with the given number works: first tap of its sample, first pixel of its last channel, tile."""
     sample, channel, top, left = owned_tile(tl.load(pid_ptr), C, H, W, 3, 8, 32)
-    tl.store(result_ptr, (sample * C + channel) * 9 * tl.cast(H * W, tl.int64))
-    tl.store(result_ptr + 1, tl.cast(top * W + left, tl.int64))
+    tl.store(result_ptr, sample * taps_stride)
+    tl.store(result_ptr + 1, (sample * C + channel + 2) * plane_size(H, W))
+    tl.store(result_ptr + 2, tl.cast(top * W + left, tl.int64))

@@ -69,6 +69,12 @@ def owned_tile(pid, C, H, W, CH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.c
 
 
 @triton.jit
+def plane_size(H, W):
+    """Pixels of a plane, 64-bit: what it is multiplied with soon passes 2^31."""
+    return tl.cast(H, tl.int64) * W
+
+
+@triton.jit
 def tile_pixels(top, left, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Row and column of each pixel of a tile, those past the edge moved onto it; and which pixels exist."""
     pixel = tl.arange(0, ROWS * COLUMNS)
@@ -138,7 +144,7 @@ def forward_kernel(
     D: tl.constexpr = len(DILATIONS)
     sample, channel, top, left = owned_tile(tl.program_id(0), C, H, W, CH, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     image_ptr += (sample * C + channel) * plane
     taps_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane
     sums = zero_sums(D * CH, ROWS * COLUMNS)
@@ -231,7 +237,7 @@ def image_gradient_kernel(
     wide_H, wide_W = H + 2 * MARGIN, W + 2 * MARGIN
     sample, channel, top, left = owned_tile(tl.program_id(0), C, wide_H, wide_W, CH, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, wide_H, wide_W, ROWS, COLUMNS)
-    plane, wide_plane = tl.cast(H * W, tl.int64), tl.cast(wide_H * wide_W, tl.int64)
+    plane, wide_plane = plane_size(H, W), plane_size(wide_H, wide_W)
     grad_ptr += (sample * D * C + channel) * plane
     taps_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane
     result_ptr += (sample * C + channel) * wide_plane + (y * wide_W + x)
@@ -326,7 +332,7 @@ def taps_gradient_kernel(
     D: tl.constexpr = len(DILATIONS)
     sample, channel, top, left = owned_tile(tl.program_id(0), C, H, W, CH, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     grad_ptr += (sample * D * C + channel) * plane + (y * W + x)
     image_ptr += (sample * C + channel) * plane
     result_ptr += sample * taps_stride + (0 if SHARED else channel) * (K * K) * plane

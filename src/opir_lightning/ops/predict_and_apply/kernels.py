@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from opir_lightning.ops.operator_conv.kernels import load_neighbour, owned_tile, tile_pixels, zero_sums
+from opir_lightning.ops.operator_conv.kernels import load_neighbour, owned_tile, plane_size, tile_pixels, zero_sums
 
 
 @triton.jit
@@ -168,7 +168,7 @@ def _layers(
     SHARED: tl.constexpr,
 ):
     """Predict the operator of each pixel and apply it: D * C layers, one for each dilation, and C offsets."""
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     feature = tl.arange(0, FP)[:, None]
     place = (sample * F + feature) * plane + (y * W + x)[None, :]
     features = tl.load(features_ptr + place, mask=(feature < F) & exists[None, :], other=0.0)
@@ -215,7 +215,7 @@ def forward_kernel(
     TAPS: tl.constexpr = K * K * (1 if SHARED else C)
     sample, _, top, left = owned_tile(tl.program_id(0), C, H, W, C, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     layers, offsets = _layers(
         image_ptr + sample * C * plane, features_ptr, weight_ptr, bias_ptr, sample, y, x, exists, H, W,
         C, N, F, FP, TAPS, K, DILATIONS, PADDING, SHARED,
@@ -255,7 +255,7 @@ def mix_gradient_kernel(
     TAPS: tl.constexpr = K * K * (1 if SHARED else C)
     sample, _, top, left = owned_tile(tl.program_id(0), C, H, W, C, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     layers, _ = _layers(
         image_ptr + sample * C * plane, features_ptr, weight_ptr, bias_ptr, sample, y, x, exists, H, W,
         C, N, F, FP, TAPS, K, DILATIONS, PADDING, SHARED,
@@ -293,7 +293,7 @@ def _prediction_gradient(
     SHARED: tl.constexpr,
 ):
     """(32, PIXELS): the gradient of 32 rows of the prediction from row ``start`` on, in the order of reversed bits."""
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     rows = ()
     for i in tl.static_range(32):
         row = _row_gradient(grads, mix, image_ptr, plane, y, x, H, W, start + i, C, TAPS, K, DILATIONS, PADDING, SHARED)
@@ -329,7 +329,7 @@ def features_gradient_kernel(
     TAPS: tl.constexpr = K * K * (1 if SHARED else C)
     sample, _, top, left = owned_tile(tl.program_id(0), C, H, W, C, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     image_ptr += sample * C * plane
     place = y * W + x
     grads = _grads(grad_ptr + sample * C * plane + place, plane, exists, C)
@@ -372,7 +372,7 @@ def weight_gradient_kernel(
     TAPS: tl.constexpr = K * K * (1 if SHARED else C)
     sample, _, top, left = owned_tile(tl.program_id(0), C, H, W, C, ROWS, COLUMNS)
     y, x, exists = tile_pixels(top, left, H, W, ROWS, COLUMNS)
-    plane = tl.cast(H * W, tl.int64)
+    plane = plane_size(H, W)
     image_ptr += sample * C * plane
     place = y * W + x
     grads = _grads(grad_ptr + sample * C * plane + place, plane, exists, C)
