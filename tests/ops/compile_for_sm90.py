@@ -21,7 +21,7 @@ import torch
 
 # Before the operator is imported: whether that alone brings triton in.
 import opir_lightning.ops.operator_conv
-import opir_lightning.ops.predict_and_apply
+import opir_lightning.ops.predict_and_apply  # noqa: F401
 
 BARE = "triton" not in sys.modules
 
@@ -117,23 +117,26 @@ def _operator_jobs() -> Iterator[Job]:
             yield _job(case.name, operator_kernels, kernel, tensors, constants, tile.warps, taps_stride="i64")
 
 
+class _Catch:
+    """Stands for a kernel and keeps what it would be launched with."""
+
+    def __init__(self, kernel: Any, caught: list[Any]) -> None:
+        self.kernel, self.caught = kernel, caught
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *tensors, **constants: self.caught.append((self.kernel, tensors, constants))
+
+
 def _fused_jobs(cases: list[Fused]) -> Iterator[Job]:
     for case in cases:
         settings = Settings(case.K, case.groups, case.dilations, "reflect")
         N, D = settings.taps + 3, len(case.dilations)
         caught: list[Any] = []
 
-        class Catch:
-            def __init__(self, kernel: Any, caught: list[Any] = caught) -> None:
-                self.kernel, self.caught = kernel, caught
-
-            def __getitem__(self, grid: Any) -> Any:
-                return lambda *tensors, **constants: self.caught.append((self.kernel, tensors, constants))
-
         names = [name for name in vars(fused_kernels) if name.endswith("_kernel")]
         real = {name: getattr(fused_kernels, name) for name in names}
         for name, kernel in real.items():
-            setattr(fused_kernels, name, Catch(kernel))
+            setattr(fused_kernels, name, _Catch(kernel, caught))
         image, features = torch.zeros(1, 3, 64, 64), torch.zeros(1, case.F, 64, 64, dtype=case.features)
         rest = torch.zeros(1, N, case.F), torch.zeros(1, N), torch.zeros(1, D, 3)
         fused_launch.forward(image, features, *rest, settings)
@@ -158,7 +161,7 @@ def _job(name: str, module: Any, kernel: Any, tensors: Any, constants: dict[str,
 def compile_job(job: Job) -> dict[str, Any]:
     """Compile for sm_90; returns what it takes, counted in the machine code."""
     kernel = getattr(sys.modules[job.module], job.kernel)
-    signature = job.signature | {name: "constexpr" for name in job.constants}
+    signature = job.signature | dict.fromkeys(job.constants, "constexpr")
     source = ASTSource(
         fn=kernel, signature={n: signature[n] for n in kernel.arg_names}, constexprs=job.constants, attrs={}
     )

@@ -35,9 +35,20 @@ def image_statistics(image: Tensor) -> Tensor:
     scale = luma
     for level in range(_SCALES):
         if level:
-            scale = F.avg_pool2d(scale, 2)
+            scale = _halve(scale)
         parts.extend(_difference_statistics(d) for d in _differences(scale))
     return torch.cat(parts, dim=1)
+
+
+def _halve(x: Tensor) -> Tensor:
+    """``F.avg_pool2d(x, 2)``, bit for bit, with its order of summation spelt out for whoever runs an exported model.
+
+    The differences of grey 8-bit pictures at the coarser scales are quarters of a level, and many lie right on the
+    threshold of 1.5 levels: summed in another order, a hundred times the rounding error comes out in the end.
+    """
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    upper, lower = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+    return (upper[..., 0::2] + upper[..., 1::2] + lower[..., 0::2] + lower[..., 1::2]) / 4
 
 
 def _colour_statistics(image: Tensor, luma: Tensor) -> Tensor:
@@ -176,9 +187,14 @@ class CodeEstimator(nn.Module):
         Returns:
             The code; where a label is given, its task distribution is the label's one-hot vector.
         """
-        crops, per_image = native_crops(image, self.crop, self.crops_per_side)
-        out = self.mlp(self.norm(image_statistics(crops)))
-        out = out.view(per_image, -1, out.shape[-1]).mean(0)
+        if torch.compiler.is_exporting():
+            crops, weights = crops_of_open_size(image, self.crop, self.crops_per_side)
+            out = self.mlp(self.norm(image_statistics(crops)))
+            out = (out.view(len(weights), -1, out.shape[-1]) * weights[:, None, None]).sum(0)
+        else:
+            crops, per_image = native_crops(image, self.crop, self.crops_per_side)
+            out = self.mlp(self.norm(image_statistics(crops)))
+            out = out.view(per_image, -1, out.shape[-1]).mean(0)
         # Softsign and not sigmoid: that one was driven to its flat ends within 1,000 steps and never came back.
         logits, severity = out[:, : self.tasks], F.softsign(out[:, self.tasks :])
         distribution = logits.softmax(1)
@@ -214,3 +230,39 @@ def _starts(length: int, side: int, most: int) -> list[int]:
     if count == 1:
         return [max((length - side) // 2, 0)]
     return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def crops_of_open_size(image: Tensor, side: int, per_side: int) -> tuple[Tensor, Tensor]:
+    """The crops of `native_crops` for a program that is to take pictures of many sizes: ``per_side ** 2``, always.
+
+    Where `native_crops` takes fewer along a side, the last one is repeated with a weight of 0, so that the weighted sum
+    is the mean. No branch and no number of operations depends on the size.
+
+    Args:
+        image: ``(B, 3, H, W)`` with sides of at least ``side``; a gather refuses smaller ones.
+        side: of the crops, in pixels, at least 16.
+        per_side: as in `native_crops`.
+
+    Returns:
+        ``(per_side ** 2 * B, 3, side, side)``, crop by crop with the pictures inside, and the weights
+        ``(per_side ** 2,)``, which add up to 1.
+    """
+    counts = []
+    for axis in (2, 4):  # the first turns one axis into two
+        starts, counted = _starts_of_open_size(image.shape[axis], side, per_side, image.device)
+        pixels = starts[:, None] + torch.arange(side, device=image.device)
+        image = image.index_select(axis, pixels.flatten())
+        image = image.unflatten(axis, (per_side, side))
+        counts.append(counted.float() / counted.sum())
+    crops = image.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
+    return crops, (counts[0][:, None] * counts[1]).flatten()
+
+
+def _starts_of_open_size(length: int, side: int, most: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_starts` as ``(most,)`` int64, the last one repeated; and which of them count, ``(most,)`` bool."""
+    size = torch.full((), length, dtype=torch.int64, device=device)
+    index, count = torch.arange(most, device=device), ((size + side - 1) // side).clamp(max=most)
+    room = (size - side).clamp(min=0)
+    # float64 holds the quotient as Python does, and its rounding too goes to the even neighbour.
+    spread = (torch.minimum(index, count - 1) * room).double() / (count - 1).clamp(min=1)
+    return torch.where(count == 1, room // 2, spread.round().long()), index < count

@@ -89,7 +89,7 @@ class OperatorPredictor(nn.Module):
         for level in reversed(range(len(skips))):
             x = self.decoders[level](self.ups[level](x) + skips[level])
         x = F.pixel_shuffle(self.tail(x), self.unshuffle)
-        return x[..., :height, :width]
+        return _cut(x, height, width)
 
 
 def _stack(channels: int, blocks: int) -> nn.Sequential:
@@ -98,5 +98,19 @@ def _stack(channels: int, blocks: int) -> nn.Sequential:
 
 def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until both sides are multiples; every size from 1x1 can be padded so."""
+    if torch.compiler.is_exporting():  # by gathers: a branch would bind the program to sizes like that of its example
+        for axis in (2, 3):
+            length = x.shape[axis]
+            places = torch.arange((length + multiple - 1) // multiple * multiple, device=x.device)
+            x = x.index_select(axis, places.clamp(max=length - 1))
+        return x
     bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo the padding."""
+    if torch.compiler.is_exporting():  # a slice would have to prove that the padded side is no shorter than the picture
+        rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[..., :height, :width]

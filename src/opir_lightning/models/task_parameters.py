@@ -73,8 +73,8 @@ class OperatorTaskParameters(nn.Module):
     They are not normalised: their sum is the local gain that haze and low light need.
 
     The last step of the prediction is a pointwise projection of features. Scale and shift are constant over a picture
-    and linear in what they act on, so they are folded into that projection: what comes out is the task's operator, and the
-    task-blind prediction exists nowhere.
+    and linear in what they act on, so they are folded into that projection: what comes out is the task's operator, and
+    the task-blind prediction exists nowhere.
 
     Args:
         tasks: number of tasks T, or 1 for numbers common to all ("task parameters off").
