@@ -26,8 +26,8 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 demo: setup      ## train on the embedded photographs for some minutes, score, draw
 	$(PY) -m opir_lightning.train experiment=demo
 
-test: setup      ## the fast test suite
-	$(PY) -m pytest
+test: setup      ## the fast test suite, in two processes
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: setup     ## lint, layer rule, types
 	$(PY) -m ruff check .
