@@ -133,10 +133,10 @@ def test_the_place_of_a_late_program_needs_more_than_32_bits():
     """Program 9,000,000 of samples of 250 tiles is sample 36,000; its first tap is number 62,208,000,000."""
     from placing_kernel import place_kernel
 
-    result = torch.zeros(3, dtype=torch.int64)
+    result = torch.zeros(4, dtype=torch.int64)
     number = torch.tensor([9_000_007], dtype=torch.int32)
-    place_kernel[(1,)](number, result, 3, 200, 320, 27 * 64_000)
-    assert result.tolist() == [36_000 * 27 * 64_000, (36_000 * 3 + 2) * 64_000, 7 * 32]
+    place_kernel[(1,)](number, result, 3, 200, 320, 27 * 64_000, 9000)
+    assert result.tolist() == [36_000 * 27 * 64_000, (36_000 * 3 + 2) * 64_000, 7 * 32, 40 * 9000**2]
 
 
 @pytest.mark.gpu
