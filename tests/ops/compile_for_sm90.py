@@ -74,10 +74,10 @@ OPERATORS = [
 ]
 FUSED = [
     Fused("default, 16 features", 3, 3, D4, 16),
-    Fused("K 5 shared, 32 features", 1, 5, [1], 32),
     Fused("default, 16 features, float32", 3, 3, D4, 16, WIDE),
 ]
 MORE_FUSED = [
+    Fused("K 5 shared, 32 features", 1, 5, [1], 32),
     Fused("default, 24 features, float16", 3, 3, D4, 24, HALF),
     Fused("default, 32 features", 3, 3, D4, 32),
     Fused("K 7 shared, 32 features", 1, 7, [1], 32),
