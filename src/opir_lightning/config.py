@@ -61,6 +61,13 @@ class EvaluateConfig:
     run_dir: str = MISSING
 
 
+@dataclass
+class CheckDataConfig(TrainConfig):
+    """A training run and the test sets: whatever names pictures."""
+
+    benchmark: dict[str, Any] = MISSING
+
+
 def config_dir() -> str:
     """The folder of the configuration: a wheel's copy inside the package, or the checkout's own."""
     here = Path(__file__).resolve().parent
@@ -77,6 +84,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="check_data_schema", node=CheckDataConfig)
 
 
 def check_keys(config: DictConfig) -> dict[str, Any]:

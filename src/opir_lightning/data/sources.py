@@ -37,6 +37,14 @@ class Item(NamedTuple):
     degraded: Path | None
 
 
+class Pairing(NamedTuple):
+    """What two folders hold: pairs, and on either side the files that belong to none."""
+
+    items: list[Item]
+    lone_degraded: list[Path]
+    lone_clean: list[Path]
+
+
 class Source(Protocol):
     """What the mixture and the evaluation ask of a source."""
 
@@ -135,24 +143,35 @@ class PairedFolder:
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:
         if root is None or not (root / self.degraded).is_dir():
             return []
+        items, missing, _ = self.pairing(root)
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(missing) + len(items)} pictures in '{root / self.degraded}' have no clean "
+                f"partner in '{root / self.clean}', the first is '{missing[0].name}'; add the partners, or set `match` "
+                f"(now '{self.match}') so that its first group is the clean picture's name."
+            )
+        return items
+
+    def pairing(self, root: Path) -> Pairing:
+        """Who belongs to whom, and who to nobody; the folder of the degraded pictures must be there.
+
+        Raises:
+            UserError: the other folder is missing.
+        """
         clean_folder = root / self.clean
         if not clean_folder.is_dir():
             raise UserError(f"'{root / self.degraded}' has no partner folder '{clean_folder}'; add it or set `clean`.")
-        clean = {path.stem: path for path in list_images(clean_folder)}
+        pictures = list_images(clean_folder)
+        clean = {path.stem: path for path in pictures}
         items, missing = [], []
         for path in list_images(root / self.degraded):
             found = re.fullmatch(self.match, path.stem)
             if found and found[1] in clean:
                 items.append(Item(path.stem, clean[found[1]], path))
             else:
-                missing.append(path.name)
-        if missing:
-            raise UserError(
-                f"{len(missing)} of {len(missing) + len(items)} pictures in '{root / self.degraded}' have no clean "
-                f"partner in '{clean_folder}', the first is '{missing[0]}'; add the partners, or set `match` "
-                f"(now '{self.match}') so that its first group is the clean picture's name."
-            )
-        return items
+                missing.append(path)
+        used = {item.clean for item in items}
+        return Pairing(items, missing, [path for path in pictures if path not in used])
 
     def degrade(self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None) -> Tensor:
         raise ValueError(f"{item.name}: a pair from files is not degraded again.")

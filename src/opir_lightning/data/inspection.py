@@ -1,0 +1,247 @@
+"""What is wrong with sets of pictures before anything is trained on them or scored: files, formats and pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from opir_lightning.data.images import list_images, read_rgb
+from opir_lightning.data.overlaps import thumbnail
+from opir_lightning.data.sources import Item, PairedFolder, Source
+from opir_lightning.errors import UserError
+
+Role = Literal["train", "val", "test"]
+
+KINDS = {
+    "1": "black and white",
+    "L": "greyscale",
+    "LA": "greyscale with an alpha channel",
+    "P": "palette",
+    "PA": "palette with an alpha channel",
+    "RGBA": "RGB with an alpha channel",
+    "F": "floating-point",
+}
+
+
+class Listing(NamedTuple):
+    """A set that is there: what its folders hold, by names alone.
+
+    Attributes:
+        role: what it is used for.
+        name: of the source for pairs, of the folder for clean pictures (which several sources may share).
+        folder: below the data root; of the degraded pictures where there are such.
+        items: the pictures, and the pairs whose two names match.
+        faults: one sentence each.
+        identical: whether a pair of equal pictures is what the set is about.
+    """
+
+    role: Role
+    name: str
+    folder: str
+    items: list[Item]
+    faults: list[str]
+    identical: bool = False
+
+
+class Scene(NamedTuple):
+    """A clean picture and its degraded partners, looked at.
+
+    Attributes:
+        name: of the clean file, below the data root.
+        small: its thumbnail, see `overlaps.thumbnail`; None if it cannot be read.
+        digests: of the pixels, by file name: of the degraded pictures, or of the clean one where there are none.
+        psnr: of the degraded pictures against the clean one, in dB.
+        faults: one sentence each.
+    """
+
+    name: str
+    small: np.ndarray | None
+    digests: dict[str, bytes]
+    psnr: list[float]
+    faults: list[str]
+
+
+class Findings(NamedTuple):
+    """A set, looked at.
+
+    Attributes:
+        listing: the set.
+        psnr: mean over its pairs in dB; None without pairs.
+        faults: one sentence each, those of the listing included.
+        thumbnails: of its clean pictures, by file name below the data root.
+    """
+
+    listing: Listing
+    psnr: float | None
+    faults: list[str]
+    thumbnails: dict[str, np.ndarray]
+
+
+def list_sets(role: Role, sources: Mapping[str, Source], root: Path) -> tuple[list[Listing], list[str]]:
+    """What the folders of the sources hold, each folder once; nothing is decoded.
+
+    Returns:
+        The sets that are there, and those that are not: folders below the root, or names of sources.
+    """
+    found: dict[tuple[str, str], Listing] = {}
+    absent: list[str] = []
+    for name, source in sources.items():
+        if isinstance(source, PairedFolder):
+            places = [(source.degraded, source.clean)]
+        else:
+            places = [(folder, "") for folder in getattr(source, "folders", [""])]
+        for place in places:
+            folder = place[0] or name
+            if place in found or folder in absent:
+                continue
+            if place[0] and not (root / folder).is_dir():
+                absent.append(folder)
+            elif place[0]:
+                found[place] = _list_set(role, name, source, folder, root)
+            elif items := source.items(root, embedded="heldout"):  # a kind of source that is not known here
+                found[name, ""] = Listing(role, name, name, items, [])
+            else:
+                absent.append(name)
+    return list(found.values()), absent
+
+
+def _list_set(role: Role, name: str, source: Source, folder: str, root: Path) -> Listing:
+    if not isinstance(source, PairedFolder):
+        pictures = [Item(path.stem, path, None) for path in list_images(root / folder)]
+        return Listing(role, folder, folder, pictures, [] if pictures else [f"{folder}: the folder holds no pictures"])
+    try:
+        items, lone_degraded, lone_clean = source.pairing(root)
+    except UserError as error:
+        return Listing(role, name, folder, [], [f"{folder}: {error}"])
+    faults = [f"{_short(path, root)} has no clean partner in {source.clean}" for path in lone_degraded]
+    faults += [f"{_short(path, root)} has no degraded partner in {folder}" for path in lone_clean]
+    if not items and not faults:
+        faults = [f"{folder}: the folder holds no pictures"]
+    return Listing(role, name, folder, items, faults, identical=source.task == "none")
+
+
+def scenes_of(listing: Listing) -> dict[Path, list[Path]]:
+    """The degraded partners of each clean picture; so each file is decoded once."""
+    scenes: dict[Path, list[Path]] = {}
+    for item in listing.items:
+        scenes.setdefault(item.clean, []).extend([] if item.degraded is None else [item.degraded])
+    return scenes
+
+
+def inspect_set(listing: Listing, root: Path, pool: Executor, advance: Callable[[], object]) -> Findings:
+    """Decode every picture of a set and compare each pair.
+
+    Args:
+        listing: the set.
+        root: the data root, for the names.
+        pool: threads that decode.
+        advance: called after each clean picture.
+    """
+    faults, values = list(listing.faults), []
+    thumbnails: dict[str, np.ndarray] = {}
+    first: dict[bytes, str] = {}
+    scenes = scenes_of(listing)
+    decoded = pool.map(lambda scene: look_at(scene[0], scene[1], root, identical=listing.identical), scenes.items())
+    for scene in decoded:
+        faults += scene.faults
+        values += scene.psnr
+        if scene.small is not None:
+            thumbnails[scene.name] = scene.small
+        for name, digest in scene.digests.items():
+            if first.setdefault(digest, name) != name:
+                faults.append(f"{name} is the same picture as {first[digest]}, pixel for pixel")
+        advance()
+    return Findings(listing, sum(values) / len(values) if values else None, faults, thumbnails)
+
+
+def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: bool = False) -> Scene:
+    """Decode a clean picture and its degraded partners and compare them.
+
+    Args:
+        clean: file.
+        degraded: files; none where the degraded partner is made.
+        root: the data root, for the names.
+        identical: equal partners are no fault.
+    """
+    name = _short(clean, root)
+    target, faults = _decode(clean, name)
+    digests, values = {}, []
+    if target is not None and not degraded:
+        digests[name] = _digest(target)
+    for path in degraded:
+        partner = _short(path, root)
+        pixels, more = _decode(path, partner)
+        faults += more
+        if pixels is None:
+            continue
+        digests[partner] = _digest(pixels)
+        if target is None:
+            continue
+        if pixels.shape != target.shape:
+            faults.append(f"{partner} is {_size(pixels)} and its clean partner {name} {_size(target)} pixels")
+            continue
+        value = psnr(pixels, target)
+        if value == math.inf and not identical:
+            faults.append(f"{partner} is not degraded: its clean partner {name} has the same pixels")
+        else:
+            values.append(value)
+    return Scene(name, None if target is None else thumbnail(target), digests, values, faults)
+
+
+def psnr(degraded: np.ndarray, clean: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two ``(H, W, 3)`` uint8 pictures: over all of both, for values of range 1.
+
+    .. math:: -10 \\log_{10} \\operatorname{mean}\\bigl((d - c)^2 / 255^2\\bigr)
+    """
+    difference = degraded.astype(np.int32) - clean
+    error = float(np.mean(difference * difference, dtype=np.float64)) / 255**2
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def unusual_kind(image: Image.Image) -> str | None:
+    """What a picture that is just opened is instead of 8-bit RGB; None if it is that."""
+    # Pillow gives RGB of 16 bits as "RGB", cut to 8; only the raw mode of the data still tells.
+    deep = image.mode.startswith("I") or any(";16" in str(part[3]) for part in getattr(image, "tile", []))
+    if deep:
+        return "greyscale of 16 bits" if image.mode.startswith("I") else "of 16 bits per channel"
+    if image.mode == "RGB":
+        return "RGB with a transparent colour" if "transparency" in image.info else None
+    return KINDS.get(image.mode, f"of the mode {image.mode}")
+
+
+def _decode(path: Path, name: str) -> tuple[np.ndarray | None, list[str]]:
+    """The pixels ``(H, W, 3)`` uint8, or None, and what is wrong with the file."""
+    try:
+        pixels = read_rgb(path)
+        with Image.open(path) as image:
+            kind = unusual_kind(image)
+    except UserError as error:
+        return None, [f"{name} cannot be read: {_reason(path, error.__cause__)}"]
+    return pixels, [] if kind is None else [f"{name} is {kind}, not 8-bit RGB"]
+
+
+def _reason(path: Path, cause: BaseException | None) -> str:
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(cause, UnidentifiedImageError):
+        return "its content is no picture of a known kind"
+    return str(cause) or type(cause).__name__
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=str(pixels.shape).encode()).digest()
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def _short(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
