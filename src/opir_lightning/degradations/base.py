@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ Interval: TypeAlias = tuple[float, float]
 class Degradation(Protocol):
     """Damages a clean picture. Every random number comes from ``generator``; global random state is left alone.
 
-    Attributes:
-        margin: pixels of context needed around the wanted area on every side (the radius of the largest blur kernel;
-            0 where a pixel needs no neighbours). The caller hands in a picture that is larger by that much and crops
-            the result, or hands in what there is, and the border is reflected.
-    """
+    Any callable of this form will do, a function as well. Three attributes are optional:
 
-    margin: int
+    - ``margin``, 0 if there is none: pixels of context needed around the wanted area on every side (the radius of the
+      largest blur kernel). The caller hands in a picture that is larger by that much and crops the result, or hands in
+      what there is, and the border is reflected.
+    - ``takes_depth``, false if there is none: it has a keyword argument ``depth`` for the depth map of the picture.
+    - ``batched``, false if there is none: it can be drawn and applied apart, see :class:`Batched`.
+    """
 
     def __call__(self, clean: Tensor, *, generator: torch.Generator, severity: float | None = None) -> Tensor:
         """Return the damaged picture.
@@ -42,6 +44,59 @@ class Degradation(Protocol):
             ``(3, H, W)`` float32 in [0, 1].
         """
         ...
+
+
+class Batched(ABC):
+    """A degradation in two steps: what is random is drawn on the CPU, the pixels are worked on where they are.
+
+    So loader processes draw, which is cheap, and a batch is damaged at once on the device that trains. Drawn and
+    applied one by one on the CPU the result is the same, bit for bit; on another device, to rounding and to its
+    random numbers.
+    """
+
+    margin: int = 0
+    takes_depth: bool = False
+    batched: bool = True
+
+    @abstractmethod
+    def draw(self, height: int, width: int, *, generator: torch.Generator, severity: float | None = None) -> Any:
+        """Everything that is random about one picture of ``height`` x ``width`` pixels, margins included.
+
+        Returns:
+            A named tuple of numbers, CPU tensors and numpy arrays: it travels between processes. White noise is drawn
+            where it is applied; here stands the seed of it.
+        """
+
+    @abstractmethod
+    def apply(self, clean: Tensor, draws: Sequence[Any]) -> Tensor:
+        """Damage a batch.
+
+        Args:
+            clean: ``(B, 3, H, W)`` float32 RGB in [0, 1] on any device; it is not written to.
+            draws: one for each picture, as `draw` returned them for this height and width.
+
+        Returns:
+            ``(B, 3, H, W)`` float32 in [0, 1] on the same device. A picture's result does not depend on the others.
+        """
+
+    def __call__(
+        self, clean: Tensor, *, generator: torch.Generator, severity: float | None = None, **picture: Any
+    ) -> Tensor:
+        """As :class:`Degradation`; ``picture`` is what `draw` wants to know of the picture (its depth)."""
+        check_image(clean)
+        return self.apply(
+            clean[None], [self.draw(*clean.shape[1:], generator=generator, severity=severity, **picture)]
+        )[0]
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """A generator on the device of the pixels, for the white noise of one picture."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def new_seed(generator: torch.Generator) -> int:
+    """A seed for `seeded`, from the picture's own generator."""
+    return int(torch.randint(2**62, (1,), generator=generator))
 
 
 def check_image(image: Tensor) -> None:
@@ -88,8 +143,7 @@ def numpy_generator(generator: torch.Generator) -> np.random.Generator:
     On 64 x 64 pixels numpy and OpenCV are faster than torch (a call costs 1 us, not 5), and do not depend on
     torch's number of threads.
     """
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    return np.random.Generator(np.random.PCG64(seed))
+    return np.random.Generator(np.random.PCG64(new_seed(generator)))
 
 
 def pick_severity(severity: float | None, bounds: Interval, rng: np.random.Generator) -> float:
