@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from opir_lightning.data import PairedFolder
-from opir_lightning.data.images import ImageStore, list_images, read_rgb
-from opir_lightning.data.sources import Item, read_pair
+from opir_lightning.data.images import list_images, read_rgb
+from opir_lightning.data.sources import read_pair
+from opir_lightning.data.store import ImageStore
 
 WINDOW = 640  # only the centre of larger pictures is measured: streaks and kernels have their sizes in pixels
 LARGEST_SHIFT = 8  # Levin's pairs are off by up to 5 pixels
@@ -41,21 +42,17 @@ class RealSet(NamedTuple):
 
 
 def _set(
-    name: str, task: str, role: Literal["train", "test"], folders: str, match: str = "(.+)", *, aligned: bool = False
+    name: str,
+    task: str,
+    role: Literal["train", "test"],
+    folders: str,
+    match: str = "(.+)",
+    partner: str = r"\1",
+    *,
+    aligned: bool = False,
 ) -> RealSet:
     degraded, clean = folders.split()
-    return RealSet(name, task, role, PairedFolder(task, degraded, clean, match=match), aligned)
-
-
-class OHaze(PairedFolder):
-    """O-HAZE names its pictures ``35_outdoor_hazy`` and ``35_outdoor_GT``: no part of the one is the other's name."""
-
-    def items(self, root: Path | None, *, embedded: str) -> list[Item]:
-        if root is None or not (root / self.degraded).is_dir():
-            return []
-        clean = {path.stem.removesuffix("_GT"): path for path in list_images(root / self.clean)}
-        hazy = {path.stem.removesuffix("_hazy"): path for path in list_images(root / self.degraded)}
-        return [Item(stem, clean[stem], hazy[stem]) for stem in sorted(clean.keys() & hazy.keys())]
+    return RealSet(name, task, role, PairedFolder(task, degraded, clean, match=match, partner=partner), aligned)
 
 
 BEFORE_UNDERSCORE = "([^_]+)_.*"
@@ -71,7 +68,7 @@ SETS = (
     _set("Rain100H", "rain", "test", "Rain100H/input Rain100H/target"),
     _set("SOTS-outdoor", "haze", "test", "SOTS-outdoor/hazy SOTS-outdoor/gt", BEFORE_UNDERSCORE),
     _set("SOTS-indoor", "haze", "test", "SOTS-indoor/hazy SOTS-indoor/gt", BEFORE_UNDERSCORE),
-    RealSet("O-HAZE", "haze", "test", OHaze("haze", "O-HAZE/hazy", "O-HAZE/gt")),
+    _set("O-HAZE", "haze", "test", "O-HAZE/hazy O-HAZE/gt", "(.+)_hazy", r"\1_GT"),
     _set("LOL-v1-eval15", "low_light", "test", "LOL-v1/eval15/low LOL-v1/eval15/high"),
     _set("Levin", "blur", "test", "Levin/blur Levin/sharp", r"(.+)_kernel\d+", aligned=True),
     _set("GoPro", "blur", "test", "GoPro/test/blur GoPro/test/sharp"),

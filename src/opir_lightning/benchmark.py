@@ -14,7 +14,8 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from opir_lightning.data.datasets import EvaluationSet, Sample
+from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.data.samples import Sample
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
 from opir_lightning.inference import TileSize, choose_tile, restore_tiled

@@ -58,8 +58,8 @@ def find_sets(plain: dict[str, Any], tasks: tuple[str, ...]) -> list[Any]:
     """
     from hydra.utils import instantiate
 
-    from opir_lightning.data.datasets import EvaluationSet
-    from opir_lightning.data.images import ImageStore
+    from opir_lightning.data.evaluation import EvaluationSet
+    from opir_lightning.data.store import ImageStore
 
     root = plain["data"].get("root")
     if unknown := set(plain["data"]) - {"root"}:

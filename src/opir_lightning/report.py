@@ -15,7 +15,7 @@ from torch import Tensor
 from opir_lightning.benchmark import score_sets, write_results
 from opir_lightning.checkpoints import save_weights
 from opir_lightning.data.datamodule import RestorationData
-from opir_lightning.data.datasets import EvaluationSet
+from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.inference import choose_tile, restore_tiled
 from opir_lightning.models import OPIR
 from opir_lightning.pictures import panel, save_picture

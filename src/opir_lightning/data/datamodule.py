@@ -6,14 +6,19 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from opir_lightning.data.datasets import EvaluationSet, Mixture, Sample, SampleNumbers, collate
-from opir_lightning.data.images import ImageStore
+from opir_lightning.data.curriculum import Curriculum
+from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.data.mixture import Mixture, SampleNumbers, samples_used
+from opir_lightning.data.samples import CleanSample, CollatePending, PendingBatch, Sample, collate, degrade_pending
 from opir_lightning.data.sources import Item, Source
+from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
 from opir_lightning.errors import UserError
+from opir_lightning.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,12 @@ class RestorationData(LightningDataModule):
         seed: the samples depend on this, the epoch and the index alone.
         label_share: share of the training samples for which the given label may replace the estimated code.
         jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
+        curriculum: how severities and weights begin; None: as configured from the first sample.
+        degrade_on: ``workers``: the loader's processes make finished pairs; ``device``: they hand out clean crops and
+            draws, and a batch is degraded where it is trained on; ``auto``: the device if it is not the CPU. The
+            samples differ between the two only by the device's rounding and random numbers.
+        packs: where decoded training pictures are kept: a folder, ``auto`` for one in the user's cache (only with a
+            ``root``), or ``memory``.
         broken_share: a training picture that cannot be read is reported; a larger share of them than this stops.
     """
 
@@ -56,9 +67,14 @@ class RestorationData(LightningDataModule):
         seed: int = 0,
         label_share: float = 0.3,
         jitter: float = 0.2,
+        curriculum: Curriculum | None = None,
+        degrade_on: Literal["auto", "workers", "device"] = "auto",
+        packs: str = "auto",
         broken_share: float = 0.0,
     ) -> None:
         super().__init__()
+        if degrade_on not in ("auto", "workers", "device"):
+            raise UserError(f"data.degrade_on is '{degrade_on}'; it must be auto, workers or device.")
         self.root = None if root is None else Path(root)
         self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
         self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
@@ -66,7 +82,11 @@ class RestorationData(LightningDataModule):
         self.workers = (os.cpu_count() or 1) // 2 if workers is None else workers
         self.seed, self.label_share = seed, label_share
         self.jitter, self.broken_share = jitter, broken_share
-        self.store = ImageStore()
+        self.curriculum, self.degrade_on = curriculum, degrade_on
+        if packs == "memory" or (packs == "auto" and root is None):
+            self.store = ImageStore()
+        else:
+            self.store = PackedStore(default_pack_folder() if packs == "auto" else Path(packs))
         self.mixture: Mixture | None = None
         self.val_sets: list[EvaluationSet] = []
         self.found: dict[str, int] = {}
@@ -96,6 +116,7 @@ class RestorationData(LightningDataModule):
             seed=self.seed,
             label_share=self.label_share,
             jitter=self.jitter,
+            curriculum=self.curriculum,
         )
         self.val_sets = [
             EvaluationSet(
@@ -113,28 +134,43 @@ class RestorationData(LightningDataModule):
     def setup(self, stage: str) -> None:
         self.prepare_sets()
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[Sample | CleanSample]:
         """The numbered samples, from where a resumed run left off: its steps tell how many were used."""
         assert self.mixture is not None
         trainer = self.trainer
-        epoch, steps, accumulate, rank, world = 0, 0, 1, 0, 1
+        epoch, skip, rank, world = 0, 0, 0, 1
         if trainer is not None:
-            epoch, steps, accumulate = trainer.current_epoch, trainer.global_step, trainer.accumulate_grad_batches
-            rank, world = trainer.global_rank, trainer.world_size
+            epoch, rank, world = trainer.current_epoch, trainer.global_rank, trainer.world_size
         global_batch = self.batch_size * world
-        count = self.epoch_samples // global_batch * global_batch
-        skip = steps * accumulate * global_batch - epoch * count
-        numbers = SampleNumbers(count=count, epoch=epoch, skip=skip % count, rank=rank, world=world)
+        batches = self.epoch_samples // global_batch
+        on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
+        if trainer is not None:
+            skip = samples_used(
+                trainer.global_step,
+                epoch,
+                batches=batches,
+                accumulate=trainer.accumulate_grad_batches,
+                global_batch=global_batch,
+                limit=trainer.limit_train_batches,
+            )
+        self.mixture.pending = self.degrade_on == "device" or (self.degrade_on == "auto" and not on_cpu)
         return DataLoader(
             self.mixture,
             batch_size=self.batch_size,
-            sampler=numbers,
+            sampler=SampleNumbers(count=batches * global_batch, epoch=epoch, skip=skip, rank=rank, world=world),
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=CollatePending(self.crop) if self.mixture.pending else collate,
             persistent_workers=False,
-            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            pin_memory=not on_cpu,
             drop_last=True,
         )
+
+    def on_after_batch_transfer(self, batch: Batch | PendingBatch, dataloader_idx: int) -> Batch:
+        """Degrade, on the device, what the loader left to it."""
+        if not isinstance(batch, PendingBatch):
+            return batch
+        assert self.mixture is not None
+        return degrade_pending(batch, self.mixture.batched(), self.crop)
 
     def val_dataloader(self) -> list[DataLoader[Sample]]:
         return [DataLoader(val_set, batch_size=1, collate_fn=collate) for val_set in self.val_sets]
@@ -157,17 +193,17 @@ class RestorationData(LightningDataModule):
 
     def _usable(self, sources: dict[str, tuple[Source, list[Item]]]) -> dict[str, tuple[Source, list[Item]]]:
         """Decode the training pictures; leave out, by name, the few that cannot be read."""
-        paths = {path for _, items in sources.values() for item in items for path in item[1:] if path is not None}
-        broken = self.store.load(paths, what="reading pictures")
+        files = {file for _, items in sources.values() for item in items for file in item.files()}
+        broken = self.store.load(files)
         for error in broken:
             log.warning("%s", error)
-        if len(broken) > self.broken_share * len(paths):
+        if len(broken) > self.broken_share * len(files):
             raise UserError(
-                f"{broken[0]} In all {len(broken)} of {len(paths)} training pictures cannot be read; "
+                f"{broken[0]} In all {len(broken)} of {len(files)} training pictures cannot be read; "
                 f"data.broken_share ({self.broken_share:g}) is the share that may be passed over."
             )
         readable = {
-            name: (source, [item for item in items if all(p is None or p in self.store for p in item[1:])])
+            name: (source, [item for item in items if all(file in self.store for file in item.files())])
             for name, (source, items) in sources.items()
         }
         return {name: (source, items) for name, (source, items) in readable.items() if items}

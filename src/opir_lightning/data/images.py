@@ -1,28 +1,47 @@
-"""Picture files: listing, decoding, and a store that decodes each file once."""
+"""Picture files: listing and decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from opir_lightning.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
 
-def list_images(folder: Path) -> list[Path]:
+class PictureFile(NamedTuple):
+    """A file and what its pixels mean.
+
+    Attributes:
+        path: of the file.
+        kind: ``rgb`` is read by `read_rgb`, ``depth`` by `read_depth`.
+    """
+
+    path: Path
+    kind: Literal["rgb", "depth"] = "rgb"
+
+    def read(self) -> np.ndarray:
+        """Decode it; ``(H, W, 3)`` uint8, or ``(H, W)`` of a depth map's type.
+
+        Raises:
+            UserError: it cannot be decoded.
+        """
+        return read_rgb(self.path) if self.kind == "rgb" else read_depth(self.path)
+
+
+def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
     """The picture files of a folder, not of its subfolders, sorted by name; hidden files are passed over."""
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
 
 
@@ -42,49 +61,32 @@ def read_rgb(path: Path) -> np.ndarray:
         raise UserError(f"The picture '{path}' cannot be read ({error}); replace or remove it.") from error
 
 
+def read_depth(path: Path) -> np.ndarray:
+    """Read a depth or disparity map: a greyscale picture of 8 or 16 bits, or a ``.npy`` array of two dimensions.
+
+    Returns:
+        ``(H, W)`` uint8, uint16 or float32; the unit is the file's.
+
+    Raises:
+        UserError: the file cannot be read, is not of one channel, or has values that are negative or no numbers.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                values = np.array(image)
+    except Exception as error:
+        raise UserError(f"The depth map '{path}' cannot be read ({error}); replace or remove it.") from error
+    if values.ndim != 2:
+        raise UserError(f"The depth map '{path}' has the shape {values.shape}; it needs one channel, (height, width).")
+    if values.dtype not in (np.uint8, np.uint16):
+        values = values.astype(np.float32)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() > 0):
+        raise UserError(f"The depth map '{path}' has values that are negative or no numbers, or is 0 everywhere.")
+    return values
+
+
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """``(H, W, 3)`` uint8 to ``(3, H, W)`` float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
-
-
-class ImageStore:
-    """Decoded pictures by path, uint8, each decoded once.
-
-    Filled before loader workers are forked, its memory is shared by them.
-    """
-
-    def __init__(self) -> None:
-        self._pixels: dict[Path, np.ndarray] = {}
-
-    def __getitem__(self, path: Path) -> np.ndarray:
-        """``(H, W, 3)`` uint8; decodes what is not there yet."""
-        if path not in self._pixels:
-            self._pixels[path] = read_rgb(path)
-        return self._pixels[path]
-
-    def __contains__(self, path: Path) -> bool:
-        return path in self._pixels
-
-    def load(self, paths: Iterable[Path], *, what: str) -> list[UserError]:
-        """Decode all of these now, with a progress bar where it takes a while.
-
-        Returns:
-            One error for each file that could not be decoded.
-        """
-        wanted: Sequence[Path] = sorted({path for path in paths if path not in self._pixels})
-        broken: list[UserError] = []
-
-        def decode(path: Path) -> np.ndarray | UserError:
-            try:
-                return read_rgb(path)
-            except UserError as error:
-                return error
-
-        with ThreadPoolExecutor(2) as pool:
-            decoded = pool.map(decode, wanted)
-            for path, result in zip(wanted, tqdm(decoded, what, len(wanted), disable=len(wanted) < 50), strict=True):
-                if isinstance(result, UserError):
-                    broken.append(result)
-                else:
-                    self._pixels[path] = result
-        return broken

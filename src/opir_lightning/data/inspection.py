@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,12 +13,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from opir_lightning.data.images import list_images, read_rgb
+from opir_lightning.data.images import IMAGE_SUFFIXES, list_images, read_rgb
 from opir_lightning.data.overlaps import thumbnail
 from opir_lightning.data.sources import Item, PairedFolder, Source
 from opir_lightning.errors import UserError
 
 Role = Literal["train", "val", "test"]
+
+ORIENTATION, UPRIGHT = 0x0112, 1  # the EXIF tag and the value of an upright picture
 
 KINDS = {
     "1": "black and white",
@@ -27,6 +30,7 @@ KINDS = {
     "PA": "palette with an alpha channel",
     "RGBA": "RGB with an alpha channel",
     "F": "floating-point",
+    "CMYK": "CMYK",
 }
 
 
@@ -39,6 +43,7 @@ class Listing(NamedTuple):
         folder: below the data root; of the degraded pictures where there are such.
         items: the pictures, and the pairs whose two names match.
         faults: one sentence each.
+        tasks: of the sources that use it.
         identical: whether a pair of equal pictures is what the set is about.
     """
 
@@ -47,6 +52,7 @@ class Listing(NamedTuple):
     folder: str
     items: list[Item]
     faults: list[str]
+    tasks: list[str]
     identical: bool = False
 
 
@@ -99,32 +105,55 @@ def list_sets(role: Role, sources: Mapping[str, Source], root: Path) -> tuple[li
             places = [(folder, "") for folder in getattr(source, "folders", [""])]
         for place in places:
             folder = place[0] or name
-            if place in found or folder in absent:
-                continue
-            if place[0] and not (root / folder).is_dir():
-                absent.append(folder)
-            elif place[0]:
-                found[place] = _list_set(role, name, source, folder, root)
-            elif items := source.items(root, embedded="heldout"):  # a kind of source that is not known here
-                found[name, ""] = Listing(role, name, name, items, [])
-            else:
-                absent.append(name)
+            if place in found:
+                found[place].tasks.append(source.task)
+            elif folder not in absent:
+                listing = _list_set(role, name, source, place[0], root)
+                if listing is None:
+                    absent.append(folder)
+                else:
+                    found[place] = listing
     return list(found.values()), absent
 
 
-def _list_set(role: Role, name: str, source: Source, folder: str, root: Path) -> Listing:
-    if not isinstance(source, PairedFolder):
-        pictures = [Item(path.stem, path, None) for path in list_images(root / folder)]
-        return Listing(role, folder, folder, pictures, [] if pictures else [f"{folder}: the folder holds no pictures"])
+def _list_set(role: Role, name: str, source: Source, folder: str, root: Path) -> Listing | None:
+    """One set, or None if it is not there; ``folder`` is empty for a kind of source that is not known here."""
+    title = name if isinstance(source, PairedFolder) else folder or name
+    items: list[Item] = []
+    faults: list[str] = []
     try:
-        items, lone_degraded, lone_clean = source.pairing(root)
-    except UserError as error:
-        return Listing(role, name, folder, [], [f"{folder}: {error}"])
-    faults = [f"{_short(path, root)} has no clean partner in {source.clean}" for path in lone_degraded]
-    faults += [f"{_short(path, root)} has no degraded partner in {folder}" for path in lone_clean]
-    if not items and not faults:
-        faults = [f"{folder}: the folder holds no pictures"]
-    return Listing(role, name, folder, items, faults, identical=source.task == "none")
+        if isinstance(source, PairedFolder):
+            if not source.is_there(root):
+                return None
+            items, lone_degraded, lone_clean = source.pairing(root)
+            faults = [f"{_short(path, root)} has no clean partner in {source.clean}" for path in lone_degraded]
+            faults += [f"{_short(path, root)} has no degraded partner in {folder}" for path in lone_clean]
+            places = {path.parent for item in items for path in (item.clean, item.degraded) if path is not None}
+        elif folder:
+            if not (root / folder).is_dir():
+                return None
+            items = [Item(path.stem, path) for path in list_images(root / folder)]
+            places = {root / folder}
+        else:
+            items, places = source.items(root, embedded="heldout"), set()
+            if not items:
+                return None
+        faults += [f"{_short(path, root)} is a link that leads nowhere" for path in _dead_links(places)]
+        if not items and not faults:
+            faults = [f"{folder}: the folder holds no pictures"]
+    except (UserError, OSError) as error:
+        faults = [f"{folder or name}: {error}"]
+    return Listing(role, title, folder or name, items, faults, [source.task], identical=source.task == "none")
+
+
+def _dead_links(folders: Iterable[Path]) -> list[Path]:
+    """Links named like pictures whose file is missing, or which go round in circles; nothing else passes them over."""
+    return [
+        path
+        for folder in sorted(folders)
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_symlink() and not path.exists()
+    ]
 
 
 def scenes_of(listing: Listing) -> dict[Path, list[Path]]:
@@ -171,19 +200,23 @@ def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: boo
         identical: equal partners are no fault.
     """
     name = _short(clean, root)
-    target, faults = _decode(clean, name)
+    target, turn, faults = _decode(clean, name)
+    if turn != UPRIGHT:
+        faults.append(f"{name} is stored turned or mirrored: its EXIF orientation, {turn}, is not applied")
     digests, values = {}, []
     if target is not None and not degraded:
         digests[name] = _digest(target)
     for path in degraded:
         partner = _short(path, root)
-        pixels, more = _decode(path, partner)
+        pixels, other_turn, more = _decode(path, partner)
         faults += more
         if pixels is None:
             continue
         digests[partner] = _digest(pixels)
         if target is None:
             continue
+        if other_turn != turn:
+            faults.append(f"{partner} has the EXIF orientation {other_turn} and its clean partner {name} {turn}")
         if pixels.shape != target.shape:
             faults.append(f"{partner} is {_size(pixels)} and its clean partner {name} {_size(target)} pixels")
             continue
@@ -208,6 +241,8 @@ def psnr(degraded: np.ndarray, clean: np.ndarray) -> float:
 def unusual_kind(image: Image.Image) -> str | None:
     """What a picture that is just opened is instead of 8-bit RGB; None if it is that."""
     # Pillow gives RGB of 16 bits as "RGB", cut to 8; only the raw mode of the data still tells.
+    if (count := getattr(image, "n_frames", 1)) > 1:
+        return f"a file of {count} pictures"
     deep = image.mode.startswith("I") or any(";16" in str(part[3]) for part in getattr(image, "tile", []))
     if deep:
         return "greyscale of 16 bits" if image.mode.startswith("I") else "of 16 bits per channel"
@@ -216,22 +251,24 @@ def unusual_kind(image: Image.Image) -> str | None:
     return KINDS.get(image.mode, f"of the mode {image.mode}")
 
 
-def _decode(path: Path, name: str) -> tuple[np.ndarray | None, list[str]]:
-    """The pixels ``(H, W, 3)`` uint8, or None, and what is wrong with the file."""
+def _decode(path: Path, name: str) -> tuple[np.ndarray | None, int, list[str]]:
+    """The pixels ``(H, W, 3)`` uint8, or None, the EXIF orientation, and what is wrong with the file."""
     try:
         pixels = read_rgb(path)
         with Image.open(path) as image:
             kind = unusual_kind(image)
+            # Asking where the header has none would decode a PNG file once more, up to its end.
+            turn = image.getexif().get(ORIENTATION, UPRIGHT) if "exif" in image.info else UPRIGHT
     except UserError as error:
-        return None, [f"{name} cannot be read: {_reason(path, error.__cause__)}"]
-    return pixels, [] if kind is None else [f"{name} is {kind}, not 8-bit RGB"]
+        return None, UPRIGHT, [f"{name} cannot be read: {_reason(path, error.__cause__)}"]
+    return pixels, turn, [] if kind is None else [f"{name} is {kind}, not 8-bit RGB"]
 
 
 def _reason(path: Path, cause: BaseException | None) -> str:
-    if path.stat().st_size == 0:
-        return "the file is empty"
     if isinstance(cause, UnidentifiedImageError):
-        return "its content is no picture of a known kind"
+        return "its content is no picture of a known kind" if path.stat().st_size else "the file is empty"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror  # without the path, which is named already
     return str(cause) or type(cause).__name__
 
 
@@ -244,4 +281,6 @@ def _size(pixels: np.ndarray) -> str:
 
 
 def _short(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """A file's name below the root; bytes that are no UTF-8, as old archives leave them, are escaped."""
+    name = path.relative_to(root) if path.is_relative_to(root) else path
+    return os.fsencode(name).decode(errors="backslashreplace")

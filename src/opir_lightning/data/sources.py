@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opir_lightning.data.images import ImageStore, list_images, to_tensor
+from opir_lightning.data.images import DEPTH_SUFFIXES, PictureFile, list_images, to_tensor
+from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Degradation
 from opir_lightning.degradations.noise import benchmark_noise
 from opir_lightning.errors import UserError
@@ -30,11 +32,18 @@ class Item(NamedTuple):
         name: for reports; unique in its source.
         clean: path of the clean picture.
         degraded: path of its degraded partner; None where it is made.
+        depth: path of its depth map, if there is one.
     """
 
     name: str
     clean: Path
-    degraded: Path | None
+    degraded: Path | None = None
+    depth: Path | None = None
+
+    def files(self) -> list[PictureFile]:
+        """All that has to be read for it."""
+        pictures = [PictureFile(path) for path in (self.clean, self.degraded) if path is not None]
+        return pictures if self.depth is None else [*pictures, PictureFile(self.depth, "depth")]
 
 
 class Pairing(NamedTuple):
@@ -46,18 +55,32 @@ class Pairing(NamedTuple):
 
 
 class Source(Protocol):
-    """What the mixture and the evaluation ask of a source."""
+    """What the mixture and the evaluation ask of a source.
+
+    Attributes:
+        task: name of the task.
+        weight: share in the mixture, relative to the other sources.
+        augmentation: how training crops are turned.
+        margin: pixels around a crop that the degradation needs.
+        degradation: what makes the degraded partners in training; None for pairs from files.
+    """
 
     task: str
     weight: float
     augmentation: Augmentation
     margin: int
+    degradation: Degradation | None
 
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:
         """The pictures below ``root``; without a root, of that split of the embedded ones. Empty if none are there."""
 
-    def degrade(self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None) -> Tensor:
+    def degrade(
+        self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None, depth: Tensor | None
+    ) -> Tensor:
         """The degraded partner of ``clean`` ``(3, H, W)``; only called for items without a degraded file."""
+
+    def depth(self, item: Item, store: ImageStore) -> np.ndarray | None:
+        """The depth map of a whole picture, see `relative_depth`; None where there is none or nothing asks for it."""
 
 
 @dataclass
@@ -66,10 +89,13 @@ class CleanFolder:
 
     Args:
         task: name of the task.
-        degradation: makes the degraded partner.
+        degradation: makes the degraded partner; any callable as described in `opir_lightning.degradations.base`.
         folders: folders of clean pictures below the data root; those that exist are used.
         weight: share in the mixture, relative to the other sources.
         augmentation: ``d4`` turns and flips the clean picture before it is degraded, so rain still falls.
+        depths: folders of depth maps, one for each of ``folders`` or none at all; a map has its picture's name and
+            size (``.png``, ``.tif``, ``.npy``). Pictures without one get a plausible depth from the degradation.
+        disparity: the maps are disparities (near is large), as stereo and most depth networks give them.
     """
 
     task: str
@@ -77,6 +103,8 @@ class CleanFolder:
     folders: Sequence[str]
     weight: float = 1.0
     augmentation: Augmentation = "d4"
+    depths: Sequence[str] = ()
+    disparity: bool = False
     margin: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,13 +113,51 @@ class CleanFolder:
                 f"The degradation of a clean folder is {self.degradation!r}; it needs a node with a _target_, such as "
                 "${degradations.noise}. Ranges are set there: degradations.noise.sigma_255=[0,30]."
             )
-        self.margin = self.degradation.margin
+        if self.depths and len(self.depths) != len(self.folders):
+            raise UserError(
+                f"There are {len(self.depths)} folders of depth maps (`depths`) for {len(self.folders)} folders of "
+                "pictures (`folders`); give one for each."
+            )
+        self.margin = getattr(self.degradation, "margin", 0)
+        self._takes_depth = bool(getattr(self.degradation, "takes_depth", False))
 
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:
-        return _clean_items(self.folders, root, embedded)
+        items = _clean_items(self.folders, root, embedded)
+        if root is None or not self._takes_depth or not self.depths:
+            return items
+        maps = {
+            (root / folder, path.stem): path
+            for folder, depths in zip(self.folders, self.depths, strict=True)
+            if (root / depths).is_dir()
+            for path in list_images(root / depths, DEPTH_SUFFIXES)
+        }
+        return [item._replace(depth=maps.get((item.clean.parent, item.clean.stem))) for item in items]
 
-    def degrade(self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None) -> Tensor:
-        return self.degradation(clean, generator=generator, severity=severity)
+    def degrade(
+        self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None, depth: Tensor | None
+    ) -> Tensor:
+        if severity is None and not hasattr(self.degradation, "severity"):
+            severity = float(torch.rand((), generator=generator))  # a function without a range of its own
+        more = {} if depth is None else {"depth": depth}
+        degraded = self.degradation(clean, generator=generator, severity=severity, **more)
+        if not isinstance(degraded, Tensor) or degraded.shape != clean.shape or not degraded.is_floating_point():
+            what = f"{tuple(degraded.shape)} {degraded.dtype}" if isinstance(degraded, Tensor) else repr(degraded)
+            raise UserError(
+                f"The degradation of the task '{self.task}' returned {what} for a picture of shape "
+                f"{tuple(clean.shape)}; it must return a float tensor of the same shape."
+            )
+        return degraded
+
+    def depth(self, item: Item, store: ImageStore) -> np.ndarray | None:
+        if item.depth is None:
+            return None
+        values, shape = store.get(PictureFile(item.depth, "depth")), store[item.clean].shape[:2]
+        if values.shape != shape:
+            raise UserError(
+                f"The depth map '{item.depth}' is {values.shape[1]}x{values.shape[0]} and its picture '{item.clean}' "
+                f"{shape[1]}x{shape[0]} pixels; they must be of one size."
+            )
+        return relative_depth(values, disparity=self.disparity)
 
 
 @dataclass
@@ -110,76 +176,175 @@ class BenchmarkNoise:
     weight: float = 1.0
     augmentation: Augmentation = "d4"
     margin: int = 0
+    degradation: None = field(init=False, default=None)
 
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:
         return _clean_items(self.folders, root, embedded)
 
-    def degrade(self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None) -> Tensor:
+    def depth(self, item: Item, store: ImageStore) -> None:
+        return None
+
+    def degrade(
+        self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None, depth: Tensor | None
+    ) -> Tensor:
         pixels = clean.mul(255).round().byte().permute(1, 2, 0).numpy()
         return to_tensor(benchmark_noise(pixels, sigma_255=self.sigma_255, name=item.clean.name))
 
 
 @dataclass
 class PairedFolder:
-    """Two folders with a degraded and a clean picture each.
+    r"""Two folders with a degraded and a clean picture each.
 
     Args:
         task: name of the task.
-        degraded: folder below the data root.
-        clean: folder below the data root.
-        match: regular expression; its first group, found in the stem of a degraded file, is the stem of the clean one.
+        degraded: folder below the data root. One ``*`` in it stands for any part of a folder's name, one ``**/`` for
+            any number of folders, none included: ``GoPro/train/*/blur``.
+        clean: folder below the data root; a ``*`` or ``**/`` in it is what it is on the degraded side, without one all
+            degraded folders share it.
+        match: regular expression for the whole stem of a degraded file.
+        partner: the stem of its clean file, ``\1`` being the first group of ``match``: ``(.+)_hazy`` and ``\1_GT``
+            pair ``35_outdoor_hazy`` with ``35_outdoor_GT``.
         weight: share in the mixture.
         augmentation: ``flip`` is left-right only, so that recorded rain still falls.
+
+    Raises:
+        UserError: ``match`` or ``partner`` is malformed, or the two folders do not have the same star.
     """
 
     task: str
     degraded: str
     clean: str
     match: str = "(.+)"
+    partner: str = r"\1"
     weight: float = 1.0
     augmentation: Augmentation = "flip"
     margin: int = field(init=False, default=0)
+    degradation: None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        _check_names(self.match, self.partner)
+        stars = [_split_at_star(folder)[1] for folder in (self.degraded, self.clean)]
+        if stars[1] and stars[0] != stars[1]:
+            raise UserError(
+                f"`clean` is '{self.clean}' and `degraded` '{self.degraded}': what '{stars[1]}' stands for in `clean` "
+                "is taken from `degraded`, so that needs the same one."
+            )
 
     def items(self, root: Path | None, *, embedded: str) -> list[Item]:
-        if root is None or not (root / self.degraded).is_dir():
+        if root is None or not self.is_there(root):
             return []
         items, missing, _ = self.pairing(root)
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(missing) + len(items)} pictures in '{root / self.degraded}' have no clean "
                 f"partner in '{root / self.clean}', the first is '{missing[0].name}'; add the partners, or set `match` "
-                f"(now '{self.match}') so that its first group is the clean picture's name."
+                f"(now '{self.match}') and `partner` (now '{self.partner}') so that they give the clean picture's name."
             )
         return items
 
+    def is_there(self, root: Path) -> bool:
+        """Whether there is a folder of degraded pictures below ``root``."""
+        return bool(_folders(self.degraded, root))
+
     def pairing(self, root: Path) -> Pairing:
-        """Who belongs to whom, and who to nobody; the folder of the degraded pictures must be there.
+        """Who belongs to whom, and who to nobody; a folder of degraded pictures must be there.
 
         Raises:
-            UserError: the other folder is missing.
+            UserError: one of the folders has no partner folder.
         """
-        clean_folder = root / self.clean
-        if not clean_folder.is_dir():
-            raise UserError(f"'{root / self.degraded}' has no partner folder '{clean_folder}'; add it or set `clean`.")
-        pictures = list_images(clean_folder)
-        clean = {path.stem: path for path in pictures}
+        clean_folders = _folders(self.clean, root)
+        pictures = {text: list_images(folder) for text, folder in clean_folders.items()}
+        by_stem = {text: {path.stem: path for path in paths} for text, paths in pictures.items()}
+        before, star, after = _split_at_star(self.clean)
         items, missing = [], []
-        for path in list_images(root / self.degraded):
-            found = re.fullmatch(self.match, path.stem)
-            if found and found[1] in clean:
-                items.append(Item(path.stem, clean[found[1]], path))
-            else:
-                missing.append(path)
+        for text, folder in _folders(self.degraded, root).items():
+            shared = text if star else ""
+            if shared not in by_stem:
+                clean = root / f"{before}{shared}{after}"
+                raise UserError(f"'{folder}' has no partner folder '{clean}'; add it or set `clean`.")
+            for path in list_images(folder):
+                found = re.fullmatch(self.match, path.stem)
+                partner = by_stem[shared].get(found.expand(self.partner)) if found else None
+                if partner is None:
+                    missing.append(path)
+                else:
+                    items.append(Item((PurePosixPath(text) / path.stem).as_posix(), partner, path))
         used = {item.clean for item in items}
-        return Pairing(items, missing, [path for path in pictures if path not in used])
+        return Pairing(items, missing, [path for paths in pictures.values() for path in paths if path not in used])
 
-    def degrade(self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None) -> Tensor:
+    def depth(self, item: Item, store: ImageStore) -> None:
+        return None
+
+    def degrade(
+        self, clean: Tensor, item: Item, generator: torch.Generator, severity: float | None, depth: Tensor | None
+    ) -> Tensor:
         raise ValueError(f"{item.name}: a pair from files is not degraded again.")
+
+
+def _check_names(match: str, partner: str) -> None:
+    """Raise a `UserError` that names the setting if the rule cannot pair anything."""
+    try:
+        pattern = re.compile(match)
+    except re.error as error:
+        raise UserError(f"`match` is '{match}', which is no regular expression: {error}.") from error
+    if not pattern.groups:
+        raise UserError(
+            f"`match` is '{match}'; put the part that the two names share in parentheses, as in '(.+)_hazy'."
+        )
+    # Templates can only be checked on a match, so one with as many groups, all empty, stands in.
+    names = {number: f"?P<{name}>" for name, number in pattern.groupindex.items()}
+    stand_in = re.match("".join(f"({names.get(group + 1, '')})" for group in range(pattern.groups)), "")
+    assert stand_in is not None  # empty groups match anywhere
+    try:
+        stand_in.expand(partner)
+    except (re.error, IndexError) as error:
+        raise UserError(
+            f"`partner` is '{partner}', which does not fit `match` '{match}' with its {pattern.groups} "
+            f"group{'' if pattern.groups == 1 else 's'}: {error}."
+        ) from error
+
+
+def _split_at_star(folder: str) -> tuple[str, str, str]:
+    """A folder's name before its star, the star (``*``, ``**/`` or nothing) and the name after it."""
+    folder = PurePosixPath(folder).as_posix()
+    before, star, after = folder.partition("**/" if "**/" in folder else "*")
+    if "*" in before + after:
+        raise UserError(f"The folder '{folder}' has more than one star; it may have one '*' or one '**/'.")
+    return before, star, after
+
+
+def _folders(folder: str, root: Path) -> dict[str, Path]:
+    """The folders below ``root`` that a name stands for, sorted, by what stands for its star."""
+    before, star, after = _split_at_star(folder)
+    if not star:
+        return {"": root / before} if (root / before).is_dir() else {}
+    found = sorted(path for path in root.glob(glob.escape(before) + star + glob.escape(after)) if path.is_dir())
+    names = [path.relative_to(root).as_posix() for path in found]
+    return {name[len(before) : len(name) - len(after)]: path for name, path in zip(names, found, strict=True)}
 
 
 def _clean_items(folders: Sequence[str], root: Path | None, embedded: str) -> list[Item]:
     where = [EMBEDDED / embedded] if root is None else [root / folder for folder in folders]
     return [Item(path.stem, path, None) for folder in where if folder.is_dir() for path in list_images(folder)]
+
+
+FARTHEST = 20.0  # in units of the nearest: where disparity goes to 0 (the sky), depth would go to infinity
+
+
+def relative_depth(values: np.ndarray, *, disparity: bool = False) -> np.ndarray:
+    """Depth in units of the picture's mean depth.
+
+    Args:
+        values: ``(H, W)``, at least 0, any unit: depth, or disparity.
+        disparity: near is large: depth is 1 / disparity, at most FARTHEST times that of the nearest point.
+
+    Returns:
+        ``(H, W)`` float32, mean 1.
+    """
+    depth = values.astype(np.float32)
+    if disparity:
+        depth = 1 / np.maximum(depth, depth.max() / FARTHEST)
+    return depth / np.float32(depth.mean(dtype=np.float64))
 
 
 def read_pair(item: Item, store: ImageStore) -> tuple[np.ndarray, np.ndarray | None]:
@@ -211,4 +376,5 @@ def evaluation_pair(source: Source, item: Item, store: ImageStore, severity: flo
     if degraded_pixels is not None:
         return to_tensor(degraded_pixels), clean
     generator = torch.Generator().manual_seed(zlib.crc32(item.clean.name.encode()))
-    return source.degrade(clean, item, generator, severity), clean
+    depth = source.depth(item, store)
+    return source.degrade(clean, item, generator, severity, None if depth is None else torch.from_numpy(depth)), clean

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from opir_lightning.data.datasets import EvaluationSet, Mixture, SampleNumbers, collate
-from opir_lightning.data.images import ImageStore
+from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.data.mixture import Mixture, SampleNumbers
+from opir_lightning.data.samples import collate
 from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder
+from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations import Blur, Identity, Noise, Rain
 from opir_lightning.errors import UserError
 

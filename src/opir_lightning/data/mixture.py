@@ -1,0 +1,215 @@
+"""The training mixture as a dataset, and the sampler that numbers its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import albumentations as A
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from opir_lightning.data.curriculum import Curriculum
+from opir_lightning.data.images import to_tensor
+from opir_lightning.data.samples import CleanSample, Sample, centre
+from opir_lightning.data.sources import Item, Source, read_pair
+from opir_lightning.data.store import ImageStore
+from opir_lightning.degradations.base import Batched
+from opir_lightning.errors import UserError
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Loader workers run on one thread; the main process must sum in the same order when it makes samples itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Mixture(Dataset[Sample | CleanSample]):
+    """Random crops from several sources, drawn by weight.
+
+    The sample with the number n (n = epoch x samples per epoch + index) depends on (seed, n) alone: not on workers,
+    ranks, order, or what was drawn before.
+
+    Args:
+        sources: by name, with their items.
+        tasks: names of the task classes; the label is the position.
+        store: decoded pictures.
+        crop: side of the crops in pixels.
+        seed: of the run.
+        label_share: share of the samples for which the label may be used instead of the estimated code.
+        jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
+            A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
+        curriculum: how severities and weights begin; None: as configured from the first sample.
+        pending: hand out clean crops with what is drawn for them, where the degradation can be applied to a batch.
+
+    Raises:
+        UserError: the curriculum names a source that is not there, or leaves none to begin with.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, tuple[Source, Sequence[Item]]],
+        *,
+        tasks: Sequence[str],
+        store: ImageStore,
+        crop: int,
+        seed: int,
+        label_share: float,
+        jitter: float = 0.0,
+        curriculum: Curriculum | None = None,
+        pending: bool = False,
+    ) -> None:
+        self.names, self.sources = list(sources), list(sources.values())
+        self.weights = np.array([source.weight for source, _ in self.sources], dtype=float)
+        self.labels = [list(tasks).index(source.task) for source, _ in self.sources]
+        self.store, self.crop, self.seed, self.label_share = store, crop, seed, label_share
+        self.curriculum, self.pending = curriculum, pending
+        self._check_curriculum()
+        also = {"degraded": "image", "depth": "mask"}
+        self.augmentations = {
+            "d4": A.Compose([A.D4(p=1)], additional_targets=also, seed=0),
+            "flip": A.Compose([A.HorizontalFlip(p=0.5)], additional_targets=also, seed=0),
+        }
+        around = (1 - jitter, 1 + jitter)
+        tone = A.ColorJitter(brightness=around, contrast=around, saturation=around, hue=(0, 0), p=0.5)
+        self.tone = A.Compose([tone], seed=0) if jitter else None
+
+    def batched(self) -> dict[int, Batched]:
+        """Degradations that can be applied to a batch, by the number of their source."""
+        found = {number: source.degradation for number, (source, _) in enumerate(self.sources)}
+        return {number: each for number, each in found.items() if getattr(each, "batched", False)}  # type: ignore[misc]
+
+    def __getitem__(self, number: int) -> Sample | CleanSample:
+        random = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
+        index = self._source(number, random.random())
+        source, items = self.sources[index]
+        item = items[int(random.integers(len(items)))]
+        crops = self._crops(source, item, random)
+        about = (self.labels[index], bool(random.random() < self.label_share), item.name)
+        if "degraded" in crops:
+            return Sample(to_tensor(crops["degraded"]), to_tensor(crops["image"]), *about)
+        severity = self._severity(source, number, random.random())
+        generator = torch.Generator().manual_seed(int(random.integers(2**63)))
+        depth = torch.from_numpy(np.ascontiguousarray(crops["depth"])) if "depth" in crops else None
+        degradation = source.degradation
+        if self.pending and isinstance(degradation, Batched) and degradation.batched:
+            more = {} if depth is None else {"depth": depth}
+            side = crops["image"].shape[0]
+            draw = degradation.draw(side, side, generator=generator, severity=severity, **more)
+            return CleanSample(np.ascontiguousarray(crops["image"]), draw, index, *about)
+        with one_thread():
+            clean = to_tensor(crops["image"])
+            degraded = source.degrade(clean, item, generator, severity, depth)
+        return Sample(centre(degraded, self.crop), centre(clean, self.crop), *about)
+
+    def _source(self, number: int, drawn: float) -> int:
+        weights = self.weights
+        if self.curriculum is not None:
+            weights = weights * [self.curriculum.factor(name, number) for name in self.names]
+        cumulative = np.cumsum(weights / weights.sum())
+        # Rounding may leave the last cumulative weight a hair below 1.
+        return min(int(np.searchsorted(cumulative, drawn, side="right")), len(self.sources) - 1)
+
+    def _severity(self, source: Source, number: int, drawn: float) -> float | None:
+        """None leaves it to the degradation; after its end a curriculum does so too."""
+        if self.curriculum is None or self.curriculum.position(number) == 1:
+            return None
+        low, high = getattr(source.degradation, "severity", (0.0, 1.0))
+        return low + (high - low) * self.curriculum.severity(number, drawn)
+
+    def _crops(self, source: Source, item: Item, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """A random window with the source's margin around it, augmented; a small picture is mirrored at its border.
+
+        Returns:
+            ``image``, and where there are such, ``degraded`` and ``depth``.
+        """
+        clean, degraded = read_pair(item, self.store)
+        depth = source.depth(item, self.store)
+        planes = {"image": clean, "degraded": degraded, "depth": depth}
+        there = {name: pixels for name, pixels in planes.items() if pixels is not None}
+        side = self.crop + 2 * source.margin
+        height, width = clean.shape[:2]
+        top, left = random.integers(max(height - side, 0) + 1), random.integers(max(width - side, 0) + 1)
+        there = {name: _window(pixels, top, left, side) for name, pixels in there.items()}
+        if source.augmentation != "none":
+            augment = self.augmentations[source.augmentation]
+            augment.set_random_seed(int(random.integers(2**31)))
+            there = augment(**there)
+        if degraded is None and self.tone is not None:
+            self.tone.set_random_seed(int(random.integers(2**31)))
+            there["image"] = self.tone(image=there["image"])["image"]
+        return there
+
+    def _check_curriculum(self) -> None:
+        if self.curriculum is None:
+            return
+        unknown = sorted(set(self.curriculum.weights) - set(self.names))
+        if unknown:
+            raise UserError(
+                f"The curriculum has weights for {', '.join(unknown)}, and the sources are {', '.join(self.names)}."
+            )
+        if not any(w * self.curriculum.factor(n, 0) > 0 for w, n in zip(self.weights, self.names, strict=True)):
+            raise UserError("The curriculum begins with no source at all: all its weights are 0.")
+
+
+def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    window = pixels[top : top + side, left : left + side]
+    missing = [(0, side - window.shape[0]), (0, side - window.shape[1])]
+    if missing == [(0, 0), (0, 0)]:
+        return window
+    return np.pad(window, missing + [(0, 0)] * (window.ndim - 2), mode="symmetric")
+
+
+class SampleNumbers(Sampler[int]):
+    """The numbers of each epoch's samples for one rank, from where a resumed run left off.
+
+    Its length stays that of a whole epoch: the trainer counts the batches that were done before a resume as well.
+
+    Args:
+        count: samples of an epoch, over all ranks.
+        epoch: the epoch that comes next.
+        skip: samples of that epoch, over all ranks, that were used before a resume.
+        rank, world: this process and how many there are; rank r takes every world-th number.
+    """
+
+    def __init__(self, *, count: int, epoch: int = 0, skip: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.count, self.epoch, self.rank, self.world = count, epoch, rank, world
+        self._resumed_epoch, self._skip = epoch, skip
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        skip = self._skip if self.epoch == self._resumed_epoch else 0
+        first = self.epoch * self.count
+        return iter(range(first + skip + self.rank, first + self.count, self.world))
+
+    def __len__(self) -> int:
+        return self.count // self.world
+
+
+def samples_used(
+    steps: int, epoch: int, *, batches: int, accumulate: int, global_batch: int, limit: int | float | None = None
+) -> int:
+    """Samples of the current epoch, over all ranks, that a run has used up, from the steps of its optimizer.
+
+    Args:
+        steps: of the optimizer, since the beginning.
+        epoch: the current one, from 0.
+        batches: of a whole epoch, on each rank.
+        accumulate: batches per step; the last step of an epoch takes what is left.
+        global_batch: samples of a batch over all ranks.
+        limit: most batches of an epoch that are used, or their share where it is a float.
+    """
+    used = batches
+    if limit is not None:
+        used = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    steps_per_epoch = -(-used // accumulate)
+    return min((steps - epoch * steps_per_epoch) * accumulate, used) * global_batch
