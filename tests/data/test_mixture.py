@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.data.mixture import Mixture, SampleNumbers
-from opir_lightning.data.samples import collate
-from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder
+from opir_lightning.data.samples import CollatePending, collate, degrade_pending
+from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder, relative_depth
 from opir_lightning.data.store import ImageStore
-from opir_lightning.degradations import Blur, Identity, Noise, Rain
+from opir_lightning.degradations import Blur, Haze, Identity, Noise, Rain
 from opir_lightning.errors import UserError
 
 TASKS = ["none", "noise", "rain", "blur"]
@@ -220,3 +220,89 @@ def test_jitter_varies_clean_pictures_before_they_are_degraded_and_never_pairs(p
     source = paired()
     for sample in crops(0.3, source, source.items(pairs, embedded="train")):
         torch.testing.assert_close(sample.degraded, 1 - sample.clean)
+
+
+def test_pairs_functions_and_batched_degradations_share_a_pending_batch(pairs):
+    """A batch of all three kinds, finished on the device, is the one that the workers would have made."""
+
+    def scratched(clean, *, generator, severity):
+        return clean * (1 - 0.5 * severity * torch.rand((), generator=generator))
+
+    photographs = CleanFolder("noise", Noise(), ["good"])
+    function = CleanFolder("blur", scratched, ["good"])
+    sources = {s.task: (s, s.items(pairs, embedded="train")) for s in (paired(), photographs, function)}
+    common = {"tasks": TASKS, "store": ImageStore(), "crop": 32, "seed": 0, "label_share": 0.5}
+    workers, device = Mixture(sources, **common), Mixture(sources, **common, pending=True)
+    numbers = range(24)
+    want = collate([workers[n] for n in numbers])
+    pending = CollatePending(32)([device[n] for n in numbers])
+    assert len(pending.pair_places) > 2
+    assert len(pending.finished_places) > 2
+    assert sum(len(group.places) for group in pending.groups) > 3
+    got = degrade_pending(pending, device.batched(), 32)
+    assert same(got, want)
+
+
+def test_a_function_is_a_degradation_and_gets_a_severity(pairs):
+    seen = []
+
+    def darken(clean, *, generator, severity):
+        seen.append(severity)
+        return clean * (1 - severity)
+
+    source = CleanFolder("noise", darken, ["good"])
+    items = source.items(pairs, embedded="train")
+    mixture = Mixture({"own": (source, items)}, tasks=TASKS, store=ImageStore(), crop=16, seed=0, label_share=0)
+    samples = [mixture[n] for n in range(20)]
+    assert 0 <= min(seen) < 0.3 < 0.7 < max(seen) <= 1
+    torch.testing.assert_close(samples[3].degraded, samples[3].clean * (1 - seen[3]))
+    EvaluationSet("own", source, items, tasks=TASKS, store=ImageStore(), severity=(0.25, 0.75))[1]
+    assert seen[-1] == 0.75
+
+
+@pytest.mark.parametrize("returned", [None, torch.zeros(1, 8, 8), torch.zeros(3, 16, 16, dtype=torch.uint8)])
+def test_a_function_that_returns_no_picture_is_told_so(pairs, returned):
+    source = CleanFolder("noise", lambda clean, *, generator, severity: returned, ["good"])
+    items = source.items(pairs, embedded="train")
+    mixture = Mixture({"own": (source, items)}, tasks=TASKS, store=ImageStore(), crop=16, seed=0, label_share=0)
+    with pytest.raises(UserError, match="must return a float tensor of the same shape"):
+        mixture[0]
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_depth_map_is_cut_and_turned_with_its_picture_and_decides_the_haze(pairs, kind):
+    """The picture's red is the depth, so that in every crop the haze must follow the red."""
+    (pairs / "depth").mkdir()
+    ramp = np.add.outer(np.arange(40), np.arange(50)).astype(np.uint8)
+    picture = np.stack([ramp, np.zeros_like(ramp), np.zeros_like(ramp)], axis=2)
+    Image.fromarray(picture).save(pairs / "good" / "0.png")
+    depth = ramp.astype(np.uint16) * 7
+    if kind == "png":
+        Image.fromarray(depth).save(pairs / "depth" / "0.png")
+    else:
+        np.save(pairs / "depth" / "0.npy", depth.astype(np.float64))
+    source = CleanFolder("haze", Haze(severity=[0.9, 1.0], quantise=False, tint=0.0), ["good"], depths=["depth"])
+    items = [item for item in source.items(pairs, embedded="train") if item.name == "0"]
+    assert items[0].depth is not None
+    common = {"tasks": [*TASKS, "haze"], "store": ImageStore(), "crop": 24, "seed": 0, "label_share": 0}
+    for pending in (False, True):
+        mixture = Mixture({"haze": (source, items)}, **common, pending=pending)
+        batch = CollatePending(24)([mixture[n] for n in range(8)])
+        degraded, clean, *_ = degrade_pending(batch, mixture.batched(), 24)
+        for air, red in zip(degraded[:, 1], clean[:, 0], strict=True):  # green is black: all it shows is air
+            order = red.flatten().argsort(stable=True)
+            assert (air.flatten()[order].diff() >= -1e-5).all()
+            assert air.max() - air.min() > 0.05
+    wrong = np.ones((9, 9), np.uint8)
+    Image.fromarray(wrong).save(pairs / "depth" / "1.png")
+    items = [item for item in source.items(pairs, embedded="train") if item.name == "1"]
+    with pytest.raises(UserError, match="9x9 and its picture"):
+        Mixture({"haze": (source, items)}, **common)[0]
+
+
+def test_disparity_is_the_inverse_of_depth_with_a_farthest_point():
+    disparity = np.array([[0, 1, 2, 4]], np.uint8)
+    depth = relative_depth(disparity, disparity=True)
+    assert depth.mean() == pytest.approx(1)
+    assert depth[0] / depth[0, 3] == pytest.approx([20, 4, 2, 1])
+    assert relative_depth(disparity)[0] == pytest.approx([0, 1 / 1.75, 2 / 1.75, 4 / 1.75])

@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.data.mixture import Mixture, SampleNumbers, samples_used
-from opir_lightning.data.samples import CleanSample, CollatePending, PendingBatch, Sample, collate, degrade_pending
+from opir_lightning.data.samples import (
+    CleanSample,
+    CollatePending,
+    PairSample,
+    PendingBatch,
+    Sample,
+    collate,
+    degrade_pending,
+)
 from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
 from opir_lightning.errors import UserError
@@ -42,9 +50,9 @@ class RestorationData(LightningDataModule):
         label_share: share of the training samples for which the given label may replace the estimated code.
         jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
         curriculum: how severities and weights begin; None: as configured from the first sample.
-        degrade_on: ``workers``: the loader's processes make finished pairs; ``device``: they hand out clean crops and
-            draws, and a batch is degraded where it is trained on; ``auto``: the device if it is not the CPU. The
-            samples differ between the two only by the device's rounding and random numbers.
+        degrade_on: ``workers``: the loader's processes make finished pairs; ``device``: they hand out bytes and draws,
+            and a batch is degraded where it is trained on; ``auto``: the device if it is not the CPU. The samples
+            differ between the two only by the device's rounding and random numbers.
         packs: where decoded training pictures are kept: a folder, ``auto`` for one in the user's cache (only with a
             ``root``), or ``memory``.
         broken_share: a training picture that cannot be read is reported; a larger share of them than this stops.
@@ -134,7 +142,7 @@ class RestorationData(LightningDataModule):
     def setup(self, stage: str) -> None:
         self.prepare_sets()
 
-    def train_dataloader(self) -> DataLoader[Sample | CleanSample]:
+    def train_dataloader(self) -> DataLoader[Sample | PairSample | CleanSample]:
         """The numbered samples, from where a resumed run left off: its steps tell how many were used."""
         assert self.mixture is not None
         trainer = self.trainer

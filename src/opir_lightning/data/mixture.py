@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.images import to_tensor
-from opir_lightning.data.samples import CleanSample, Sample, centre
+from opir_lightning.data.samples import CleanSample, PairSample, Sample, centre
 from opir_lightning.data.sources import Item, Source, read_pair
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Batched
@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Mixture(Dataset[Sample | CleanSample]):
+class Mixture(Dataset[Sample | PairSample | CleanSample]):
     """Random crops from several sources, drawn by weight.
 
     The sample with the number n (n = epoch x samples per epoch + index) depends on (seed, n) alone: not on workers,
@@ -46,7 +46,8 @@ class Mixture(Dataset[Sample | CleanSample]):
         jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
             A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
         curriculum: how severities and weights begin; None: as configured from the first sample.
-        pending: hand out clean crops with what is drawn for them, where the degradation can be applied to a batch.
+        pending: hand out bytes, to be finished by `degrade_pending`: pairs, and where the degradation can be applied
+            to a batch, clean crops with what is drawn for them.
 
     Raises:
         UserError: the curriculum names a source that is not there, or leaves none to begin with.
@@ -85,13 +86,15 @@ class Mixture(Dataset[Sample | CleanSample]):
         found = {number: source.degradation for number, (source, _) in enumerate(self.sources)}
         return {number: each for number, each in found.items() if getattr(each, "batched", False)}  # type: ignore[misc]
 
-    def __getitem__(self, number: int) -> Sample | CleanSample:
+    def __getitem__(self, number: int) -> Sample | PairSample | CleanSample:
         random = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
         index = self._source(number, random.random())
         source, items = self.sources[index]
         item = items[int(random.integers(len(items)))]
         crops = self._crops(source, item, random)
         about = (self.labels[index], bool(random.random() < self.label_share), item.name)
+        if "degraded" in crops and self.pending:
+            return PairSample(crops["degraded"], crops["image"], *about)
         if "degraded" in crops:
             return Sample(to_tensor(crops["degraded"]), to_tensor(crops["image"]), *about)
         severity = self._severity(source, number, random.random())

@@ -23,6 +23,16 @@ class Sample(NamedTuple):
     name: str
 
 
+class PairSample(NamedTuple):
+    """One pair of bytes, ``(H, W, 3)`` uint8 each; a quarter of a `Sample` on its way to the device."""
+
+    degraded: np.ndarray
+    clean: np.ndarray
+    task: int
+    label_given: bool
+    name: str
+
+
 class CleanSample(NamedTuple):
     """A clean crop with its margin, and what is to be done to it.
 
@@ -69,8 +79,10 @@ class PendingBatch(NamedTuple):
 
     Attributes:
         task, label_given, name: of all its pictures, see `Batch`.
-        pairs: ``(n, 2, 3, H, W)`` degraded and clean, of those that are finished.
-        places: ``(n,)`` int64, where these belong.
+        pairs: ``(n, 2, 3, H, W)`` uint8, degraded and clean, of those from files.
+        pair_places: ``(n,)`` int64, where these belong.
+        finished: ``(m, 2, 3, H, W)`` float32, of those that could only be degraded one by one.
+        finished_places: ``(m,)`` int64.
         groups: the others, source by source.
     """
 
@@ -78,7 +90,9 @@ class PendingBatch(NamedTuple):
     label_given: Tensor
     name: list[str]
     pairs: Tensor
-    places: Tensor
+    pair_places: Tensor
+    finished: Tensor
+    finished_places: Tensor
     groups: list[CleanGroup]
 
 
@@ -103,17 +117,25 @@ class CollatePending:
     def __init__(self, crop: int) -> None:
         self.crop = crop
 
-    def __call__(self, samples: Sequence[Sample | CleanSample]) -> PendingBatch:
+    def __call__(self, samples: Sequence[Sample | PairSample | CleanSample]) -> PendingBatch:
         waiting: dict[int, list[tuple[int, CleanSample]]] = {}
-        finished: list[tuple[int, Tensor]] = []
+        pairs: list[tuple[int, PairSample]] = []
+        finished: list[tuple[int, Sample]] = []
         for place, sample in enumerate(samples):
             if isinstance(sample, CleanSample):
                 waiting.setdefault(sample.source, []).append((place, sample))
+            elif isinstance(sample, PairSample):
+                pairs.append((place, sample))
             else:
-                finished.append((place, torch.stack([sample.degraded, sample.clean])))
+                finished.append((place, sample))
+        side = self.crop
+        pair_bytes = np.empty((len(pairs), 2, 3, side, side), np.uint8)
+        for into, (_, pair) in zip(pair_bytes, pairs, strict=True):
+            into[0], into[1] = pair.degraded.transpose(2, 0, 1), pair.clean.transpose(2, 0, 1)
+        both = [torch.stack([sample.degraded, sample.clean]) for _, sample in finished]
         groups = [
             CleanGroup(
-                places=torch.tensor([place for place, _ in members]),
+                places=_places(members),
                 pixels=torch.from_numpy(np.stack([sample.pixels.transpose(2, 0, 1) for _, sample in members])),
                 draws=Draws([sample.draw for _, sample in members]),
                 source=source,
@@ -124,12 +146,16 @@ class CollatePending:
             task=torch.tensor([s.task for s in samples]),
             label_given=torch.tensor([s.label_given for s in samples]),
             name=[s.name for s in samples],
-            pairs=torch.stack([pair for _, pair in finished])
-            if finished
-            else torch.zeros(0, 2, 3, self.crop, self.crop),
-            places=torch.tensor([place for place, _ in finished], dtype=torch.int64),
+            pairs=torch.from_numpy(pair_bytes),
+            pair_places=_places(pairs),
+            finished=torch.stack(both) if both else torch.zeros(0, 2, 3, side, side),
+            finished_places=_places(finished),
             groups=groups,
         )
+
+
+def _places(members: Sequence[tuple[int, Any]]) -> Tensor:
+    return torch.tensor([place for place, _ in members], dtype=torch.int64)
 
 
 def degrade_pending(pending: PendingBatch, degradations: Mapping[int, Batched], crop: int) -> Batch:
@@ -140,9 +166,11 @@ def degrade_pending(pending: PendingBatch, degradations: Mapping[int, Batched], 
         degradations: by the number of the source.
         crop: side of the finished crops in pixels.
     """
-    degraded = pending.pairs.new_empty(len(pending.name), 3, crop, crop)
+    degraded = pending.finished.new_empty(len(pending.name), 3, crop, crop)
     clean = torch.empty_like(degraded)
-    degraded[pending.places], clean[pending.places] = pending.pairs[:, 0], pending.pairs[:, 1]
+    pairs = pending.pairs.float().div_(255)
+    for both, places in ((pairs, pending.pair_places), (pending.finished, pending.finished_places)):
+        degraded[places], clean[places] = both[:, 0], both[:, 1]
     for group in pending.groups:
         pixels = group.pixels.float().div_(255)
         clean[group.places] = centre(pixels, crop)
