@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
+from opir_lightning.presets import count_sets, list_roles, suggest_layout
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -23,26 +25,39 @@ if TYPE_CHECKING:
 register_schemas()
 limit_spinning()
 
-# Pictures that were published, by the folder of the degraded ones where there are pairs, as in conf/.
+# How many pictures or pairs were published: by the name of the source where there are pairs, as in conf/, by the folder
+# or its last parts where there are none. Rain100L and Rain100H are those of 2017; a later edition has other 200 each.
 PUBLISHED = {
     "BSD400": 400,  # Zhang et al. 2017 (DnCNN)
     "WED": 4744,  # Waterloo Exploration Database, Ma et al. 2017
+    "WaterlooED": 4744,
+    "Train/Denoise": 5144,  # BSD400 and WED
+    "DIV2K_train_HR": 800,  # Agustsson and Timofte 2017
+    "Flickr2K_HR": 2650,  # Lim et al. 2017 (EDSR)
     "CBSD68": 68,  # Martin et al. 2001, Roth and Black 2009
+    "bsd68": 68,
+    "cBSD68/original_png": 68,
     "McMaster": 18,  # Zhang et al. 2011
     "Kodak24": 24,  # Franzen 1999
     "Urban100": 100,  # Huang et al. 2015
     "Set5": 5,  # Bevilacqua et al. 2012
-    "Rain13K-train/input": 13712,  # Jiang et al. 2020 (MSPFN)
-    "Rain100L/input": 100,  # Yang et al. 2017, the test set
-    "Rain100H/input": 100,
-    "ITS/hazy": 13990,  # RESIDE, Li et al. 2019
-    "SOTS-indoor/hazy": 500,
-    "SOTS-outdoor/hazy": 500,
-    "O-HAZE/hazy": 45,  # Ancuti et al. 2018
-    "GoPro/test/blur": 1111,  # Nah et al. 2017
-    "LOL-v1/train/low": 485,  # Wei et al. 2018
-    "LOL-v1/eval15/low": 15,
+    "Rain13K-train": 13712,  # Jiang et al. 2020 (MSPFN)
+    "RainTrainL": 200,  # Yang et al. 2017
+    "Rain100L": 100,
+    "Rain100H": 100,
+    "ITS": 13990,  # RESIDE, Li et al. 2019: 1399 scenes
+    "OTS": 72135,  # 2061 scenes
+    "SOTS-indoor": 500,  # 50 scenes
+    "SOTS-outdoor": 500,  # 492 scenes
+    "O-HAZE": 45,  # Ancuti et al. 2018
+    "GoPro-train": 2103,  # Nah et al. 2017
+    "GoPro": 1111,
+    "LOL-v1-train": 485,  # Wei et al. 2018
+    "LOL": 15,
 }
+
+
+_BY_NAME = {name.casefold(): count for name, count in PUBLISHED.items()}
 
 
 def check_data(config: DictConfig) -> int:
@@ -58,7 +73,8 @@ def check_data(config: DictConfig) -> int:
 
     from opir_lightning.data.inspection import inspect_set, scenes_of
 
-    listings, absent = find_sets(check_keys(config))
+    plain = check_keys(config)
+    listings, absent = find_sets(plain)
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=sum(len(scenes_of(one)) for one in listings), desc="checking", unit="scene", disable=None) as bar,
@@ -71,6 +87,7 @@ def check_data(config: DictConfig) -> int:
     faults = {id(found): [*found.faults, *_surplus(found.listing)] for found in findings}
     overlaps = compare_roles(findings)
     _print_table(findings, [len(faults[id(found)]) for found in findings], title=str(root))
+    _print_hints(listings, plain["tasks"], root)
     return _print_faults(list(chain(*faults.values(), overlaps)), findings, absent)
 
 
@@ -80,26 +97,16 @@ def find_sets(plain: dict[str, Any]) -> tuple[list[Listing], list[str]]:
     Raises:
         UserError: no root is given, it does not exist, or nothing was found.
     """
-    from hydra.utils import instantiate
-
-    from opir_lightning.data.inspection import list_sets
-
     root = plain["data"].get("root")
     if root is None:
         raise UserError("Say which folder holds the sets: data.root=DIR.")
     if not Path(root).is_dir():
         raise UserError(f"The data folder '{root}' does not exist; set data.root to the folder with the sets.")
-    sources = {"train": plain["data"]["train"], "val": plain["data"]["val"], "test": plain["benchmark"]["sets"]}
-    listings: list[Listing] = []
-    absent: list[str] = []
-    for role in ("train", "val", "test"):
-        built = {name: instantiate(node, _convert_="all") for name, node in sources[role].items()}
-        found, missing = list_sets(role, built, Path(root))
-        listings += found
-        absent += missing
+    listings, absent = list_roles(plain, Path(root), ("train", "val", "test"))
     if not listings:
-        raise UserError(f"None of the sets was found in '{root}'; expected at least one of {', '.join(absent)}.")
-    return listings, list(dict.fromkeys(absent))
+        wanted = f"None of the sets was found in '{root}'; expected at least one of {', '.join(absent)}."
+        raise UserError(f"{wanted} {suggest_layout(Path(root))}".strip())
+    return listings, absent
 
 
 def compare_roles(findings: Sequence[Findings]) -> list[str]:
@@ -121,7 +128,7 @@ def _thumbnails(findings: Sequence[Findings], role: str) -> dict[str, Any]:
 
 
 def _surplus(listing: Listing) -> list[str]:
-    published = PUBLISHED.get(listing.folder)
+    published = publishedcount_sets(listing)
     if published is None or len(listing.items) <= published:
         return []
     return [f"{listing.folder} holds {len(listing.items)} pictures, and only {published} were published"]
@@ -134,11 +141,31 @@ def _print_table(findings: Sequence[Findings], faults: Sequence[int], title: str
     table = Table(title=title)
     for column in ("for", "set", "pictures", "input PSNR", "faults"):
         table.add_column(column, justify="left" if column in ("for", "set") else "right")
-    for (listing, psnr, _, _), wrong in zip(findings, faults, strict=True):
-        published = PUBLISHED.get(listing.folder)
+    for (listing, psnr, *_), wrong in zip(findings, faults, strict=True):
+        published = publishedcount_sets(listing)
         count = f"{len(listing.items)}" if published is None else f"{len(listing.items)} of {published}"
         table.add_row(listing.role, listing.name, count, "" if psnr is None else f"{psnr:.2f} dB", f"{wrong or ''}")
     Console().print(table)
+
+
+def publishedcount_sets(listing: Listing) -> int | None:
+    """How many pictures the set has that a source's name, or the last parts of a folder's, stands for."""
+    parts = listing.name.split("/")
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    return next((_BY_NAME[tail.casefold()] for tail in tails if tail.casefold() in _BY_NAME), None)
+
+
+def _print_hints(listings: Sequence[Listing], tasks: Sequence[str], root: Path) -> None:
+    """What is there and will not be used, and what to run where a folder has another preset's layout."""
+    unused = [one for one in listings if one.role == "train" and not set(one.tasks) & set(tasks)]
+    if unused:
+        named = ", ".join(f"{listing.name} ({', '.join(dict.fromkeys(listing.tasks))})" for listing in unused)
+        print(f"not trained on, being of none of the tasks {', '.join(tasks)}: {named}")
+    if count_sets(listings, ["train"]) == 0:
+        print("no training set was found")
+    if min(count_sets(listings, ["train"]), count_sets(listings, ["test"])) == 0:
+        hint = suggest_layout(root, found=count_sets(listings, ["train", "test"]))
+        print(hint, end="\n" if hint else "")
 
 
 def _print_faults(faults: Sequence[str], findings: Sequence[Findings], absent: Sequence[str]) -> int:
@@ -156,6 +183,8 @@ def _print_faults(faults: Sequence[str], findings: Sequence[Findings], absent: S
 @explain_user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the console script and of ``python -m``."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may have characters that a terminal lacks
     if status := check_data(config):
         sys.exit(status)
 

@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     Entry points print it as one sentence and exit with status 1. From Python it is a ``ValueError``.
     """
+
+
+class NothingFoundError(UserError):
+    """A folder holds nothing of what a configuration names."""

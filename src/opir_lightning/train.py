@@ -10,7 +10,8 @@ import hydra
 from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
-from opir_lightning.errors import UserError
+from opir_lightning.errors import NothingFoundError, UserError
+from opir_lightning.presets import suggest_layout
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
     seed_everything(plain["seed"], workers=True, verbose=False)
     _check_tasks(plain)
     data = instantiate(plain["data"], _convert_="all")
-    data.prepare_sets()
+    try:
+        data.prepare_sets()
+    except NothingFoundError as error:
+        hint = "" if data.root is None else suggest_layout(data.root, roles=["train"])
+        raise UserError(f"{error} {hint}".strip()) from error
     module = RestorationModule(
         net=instantiate(plain["model"], _convert_="all"),
         loss=instantiate(plain["loss"], _convert_="all"),

@@ -56,6 +56,15 @@ def test_sets_below_the_root_are_found_and_absent_ones_left_out(root):
     assert found.found == {"noise": 2}
 
 
+def test_a_root_without_validation_pictures_is_validated_on_the_embedded_ones(root):
+    bare = data(root, val={"noise": CleanFolder(task="noise", degradation=Noise(), folders=["nowhere"])})
+    bare.prepare_sets()
+    (held_out,) = bare.val_sets
+    assert {item.clean.parent for item in held_out.items} == {EMBEDDED / "heldout"}
+    (own,) = (found := data(root)).prepare_sets() or found.val_sets
+    assert {item.clean.parent for item in own.items} == {root / "photos"}
+
+
 def test_sources_of_other_tasks_are_left_out(root):
     with pytest.raises(UserError, match="No training pictures"):
         data(root, tasks=["none", "rain"]).prepare_sets()

@@ -154,6 +154,15 @@ def test_an_unknown_task_or_code_is_named(tmp_path):
         train(configuration(tmp_path, "resume=nowhere.ckpt"))
 
 
+def test_a_folder_of_another_preset_is_recognised(tmp_path):
+    rain = tmp_path / "data" / "Train" / "Derain"
+    for folder, name in (("rainy", "rain-1.png"), ("gt", "norain-1.png")):
+        (rain / folder).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "gray").save(rain / folder / name)
+    with pytest.raises(UserError, match=r"No training pictures.*run again with data=promptir"):
+        train(configuration(tmp_path / "run", f"data.root={tmp_path}/data"))
+
+
 def test_schedule_rises_then_falls_to_its_last_share():
     schedule = WarmupCosine(warmup=0.1, last=0.02)
     assert schedule(0.0) == 0

@@ -25,7 +25,7 @@ from opir_lightning.data.samples import (
 )
 from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
-from opir_lightning.errors import UserError
+from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.types import Batch
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class RestorationData(LightningDataModule):
             raise UserError(f"The data folder '{self.root}' does not exist; set data.root to the folder with the sets.")
         train = self._usable(self._find(self.train, "train"))
         if not train:
-            raise UserError(self._nothing_found())
+            raise NothingFoundError(self._nothing_found())
         self.found = {name: len(items) for name, (_, items) in train.items()}
         log.info("Training on %s.", ", ".join(f"{name} ({count})" for name, count in self.found.items()))
         self.mixture = Mixture(
@@ -136,7 +136,7 @@ class RestorationData(LightningDataModule):
                 severity=self.val_severity,
                 centre=self.val_centre,
             )
-            for name, (source, items) in self._find(self.val, "heldout").items()
+            for name, (source, items) in self._validation().items()
         ]
 
     def setup(self, stage: str) -> None:
@@ -198,6 +198,21 @@ class RestorationData(LightningDataModule):
         if absent and self.root is not None:
             log.info("Not found under %s, left out: %s.", self.root, ", ".join(absent))
         return found
+
+    def _validation(self) -> dict[str, tuple[Source, list[Item]]]:
+        """The validation sets; where a root has none, the embedded held-out photographs with the same degradations."""
+        found = self._find(self.val, "heldout")
+        if found or self.root is None:
+            return found
+        embedded = {
+            name: (source, source.items(None, embedded="heldout"))
+            for name, source in self.val.items()
+            if source.task in self.tasks and source.weight > 0
+        }
+        embedded = {name: (source, items) for name, (source, items) in embedded.items() if items}
+        if embedded:
+            log.info("No validation pictures under %s: validating on the embedded photographs.", self.root)
+        return embedded
 
     def _usable(self, sources: dict[str, tuple[Source, list[Item]]]) -> dict[str, tuple[Source, list[Item]]]:
         """Decode the training pictures; leave out, by name, the few that cannot be read."""
