@@ -201,7 +201,7 @@ def promptir_root(root) -> None:
         save(255 - pixels(number + 3), root / "test" / "derain" / "Rain100L" / "input" / f"{number}.png")
 
 
-PROMPTIR = "This looks like the layout of data=promptir: 2 of its 12 sets are there; run again with data=promptir"
+PROMPTIR = "This looks like the layout of 'promptir': 2 of its 12 sets are there; run again with data=promptir"
 
 
 def test_the_preset_that_fits_a_folder_is_named(tmp_path, capsys):

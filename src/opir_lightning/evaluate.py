@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
+from opir_lightning.presets import suggest_layout
 from opir_lightning.threads import limit_spinning
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,8 @@ def find_sets(plain: dict[str, Any], tasks: tuple[str, ...]) -> list[Any]:
     if absent:
         log.info("Not found under %s, left out: %s.", root, ", ".join(absent))
     if not sets:
-        raise UserError(
-            f"None of the test sets {', '.join(group)} was found in '{root}'; see conf/benchmark/public.yaml."
-        )
+        hint = "" if root is None else suggest_layout(Path(root), roles=["test"])
+        raise UserError(f"None of the test sets {', '.join(group)} was found in '{root}'. {hint}".strip())
     return sets
 
 

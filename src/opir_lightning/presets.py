@@ -42,7 +42,7 @@ def suggest_layout(root: Path, *, found: int = 0, roles: Sequence[Role] = ("trai
     Args:
         root: the data root.
         found: so many sets of these roles are there with the settings of now; only a preset with more is named.
-        roles: what counts; without ``test`` no benchmark is named.
+        roles: what counts; settings that matter to others are not named.
 
     Returns:
         The sentence, empty if there is no such preset.
@@ -50,9 +50,10 @@ def suggest_layout(root: Path, *, found: int = 0, roles: Sequence[Role] = ("trai
     best, count, total = max(_layouts(root, roles), key=lambda layout: layout[1])
     if count <= found:
         return ""
-    again = f"data={best}" + (f" benchmark={_benchmark_of(best)}" if "test" in roles else "")
+    again = [f"data={best}"] if "train" in roles else []
+    again += [f"benchmark={_benchmark_of(best)}"] if "test" in roles else []
     sets = f"{count} of its {total} sets {'is' if count == 1 else 'are'} there"
-    return f"This looks like the layout of data={best}: {sets}; run again with {again}."
+    return f"This looks like the layout of '{best}': {sets}; run again with {' '.join(again)}."
 
 
 def _layouts(root: Path, roles: Sequence[Role]) -> list[tuple[str, int, int]]:

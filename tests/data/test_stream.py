@@ -185,3 +185,22 @@ def test_a_curriculum_moves_severities_and_weights_and_ends():
     assert first_quarter[0] > 20 > 16 > first_quarter[1]  # severities from 0.64 up are deviations from 32 up, clipped
     same = [torch.equal(a.degraded, plain.mixture[n].degraded) for n, a in enumerate(late, start=300)]
     assert all(same)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["none", "noise", "rain", "haze", "blur", "low_light"])
+def test_a_batch_that_is_degraded_on_a_gpu_is_that_of_the_cpu_but_for_its_noise(task):
+    chosen = {task: CleanFolder(task, DEGRADATIONS[task], [])}
+    made = data(train=chosen, tasks=[task], degrade_on="device", batch_size=16)
+    pending = next(iter(attach(made).train_dataloader()))
+    on_cpu = made.on_after_batch_transfer(pending, 0)
+    on_gpu = made.on_after_batch_transfer(made.transfer_batch_to_device(pending, torch.device("cuda"), 0), 0)
+    assert on_gpu.degraded.is_cuda
+    assert torch.equal(on_gpu.clean.cpu(), on_cpu.clean)
+    difference = (on_gpu.degraded.cpu() - on_cpu.degraded).flatten(1)
+    if task in ("none", "rain", "haze"):
+        assert difference.abs().max() <= 1.01 / 255  # a rounding may fall to the other side
+    else:  # other random numbers of the same strength
+        strength = [(b.degraded.cpu() - b.clean.cpu()).flatten(1).std(1) for b in (on_gpu, on_cpu)]
+        torch.testing.assert_close(strength[0], strength[1], rtol=0.1, atol=1 / 255)
+        assert difference.mean(1).abs().max() < 2 / 255
