@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from opir_lightning.degradations import Haze, apply_haze, random_depth
+from opir_lightning.degradations.haze import Scene
 from opir_lightning.errors import UserError
 
 
@@ -24,72 +25,152 @@ def test_formula_with_a_known_transmission():
     assert torch.allclose(twice[:, 0, 0], torch.tensor([0.2, 0.5, 0.8]) * 0.25 + 0.75)
 
 
-def test_negative_numbers_and_wrong_depths_are_refused(photo):
+def test_every_picture_of_a_batch_has_its_own_beta_and_air():
+    clean = torch.full((2, 3, 1, 1), 0.5)
+    air = torch.tensor([[1.0, 0.8, 0.6], [0.0, 0.0, 0.0]])
+    hazy = apply_haze(clean, torch.ones(2, 1, 1), beta=torch.tensor([math.log(2), 0.0]), airlight=air)
+    assert torch.allclose(hazy[:, :, 0, 0], torch.tensor([[0.75, 0.65, 0.55], [0.5, 0.5, 0.5]]))
+
+
+def test_wrong_depths_are_refused(photo):
     depth = torch.ones(photo.shape[1:])
-    with pytest.raises(UserError, match="beta"):
-        apply_haze(photo, depth, beta=-0.1, airlight=0.9)
-    with pytest.raises(UserError, match="depth"):
-        apply_haze(photo, -depth, beta=0.1, airlight=0.9)
     with pytest.raises(ValueError, match="shape"):
         apply_haze(photo, depth.T, beta=0.1, airlight=0.9)
+    for wrong, error, said in (
+        (-depth, UserError, "smallest is -1"),
+        (depth * float("nan"), UserError, "nan"),
+        (depth * float("inf"), UserError, "finite"),
+        (depth.T, ValueError, "shape"),
+    ):
+        with pytest.raises(error, match=said):
+            Haze()(photo, generator=seeded(), depth=wrong)
 
 
-def test_made_up_depth_without_slope_and_relief_is_a_wall(photo):
-    assert torch.allclose(random_depth(photo, slope=0.0, relief=0.0, generator=seeded()), torch.tensor(1.0))
+def scene(**changes: float) -> Scene:
+    """No relief, no slope and no sky, unless they are asked for."""
+    settings = {"slope": 0.0, "horizon": 0.3, "turn": 0.0, "sky": 0.0, "relief": 0.0}
+    return Scene(**{**settings, **changes}, knots=np.zeros((3, 4, 4), np.float32))
 
 
-def test_made_up_depth_rises_to_the_top_and_lies_around_one(photo):
-    ratios, middles = [], []
-    for seed in range(20):
-        depth = random_depth(photo, slope=2.0, relief=0.4, generator=seeded(seed))
-        assert depth.shape == photo.shape[1:]
-        ratios.append(float(depth[:15].mean() / depth[-15:].mean()))
-        middles.append(float(depth.log().mean()))
-    assert 3 < np.median(ratios) < math.exp(2.0) + 2
-    assert max(ratios) > 1.5 * min(ratios)
-    assert abs(np.mean(middles)) < 0.15
+def random_scene(seed: int, **ranges: float) -> Scene:
+    haze = Haze(**{"slope": 0.0, "sky": 0.0, "relief": 0.0, **ranges})
+    return haze.draw(8, 8, generator=seeded(seed), severity=1.0).scene
+
+
+def test_made_up_depth_without_slope_relief_and_sky_is_a_wall(photo):
+    assert torch.allclose(random_depth(photo[None], [scene()]), torch.tensor(1.0), atol=0.01)
+
+
+def test_made_up_depth_is_a_ground_that_ends_at_the_horizon():
+    depth = random_depth(torch.full((1, 3, 200, 100), 0.2), [scene(slope=2.0, horizon=0.4)])[0]
+    assert float(depth.log().mean()) == pytest.approx(0.0, abs=0.03)
+    assert torch.allclose(depth[:, :1], depth, rtol=1e-4)  # level
+    assert bool((depth[1:, 0] <= depth[:-1, 0] + 1e-5).all())
+    assert float(depth[0, 0] / depth[-1, 0]) == pytest.approx(math.exp(2.0), rel=0.1)
+    # Inverse depth is a straight line on the ground, and above the horizon it hardly changes.
+    slope = (1 / depth[1:, 0] - 1 / depth[:-1, 0])[[20, 120, 180]]
+    assert float(slope[1]) == pytest.approx(float(slope[2]), rel=0.1)
+    assert float(slope[0]) < 0.1 * float(slope[2])
+
+
+def test_made_up_depth_leans_and_varies_from_picture_to_picture(photo):
+    scenes = [random_scene(i, slope=[1.0, 2.0], relief=0.4) for i in range(20)]
+    depth = random_depth(photo[None].expand(20, -1, -1, -1), scenes)
+    ratios = depth[:, :15].mean((1, 2)) / depth[:, -15:].mean((1, 2))
+    assert 2 < float(ratios.median()) < math.exp(2.0)
+    assert float(ratios.max()) > 2 * float(ratios.min())
+    sides = depth[:, :, :15].mean((1, 2)) / depth[:, :, -15:].mean((1, 2))
+    assert float(sides.min()) < 0.8
+    assert float(sides.max()) > 1.25
+    assert abs(float(depth.log().mean())) < 0.15
 
 
 def test_made_up_depth_scales_with_the_picture(photo):
     small = torch.nn.functional.avg_pool2d(photo, 2)
     for seed in range(3):
-        large, little = (random_depth(p, slope=1.0, relief=0.6, generator=seeded(seed)).log() for p in (photo, small))
-        reduced = torch.nn.functional.avg_pool2d(large[None], 2)[0]
+        drawn = random_scene(seed, slope=1.0, relief=0.6)
+        large, little = (random_depth(picture[None], [drawn]).log() for picture in (photo, small))
+        reduced = torch.nn.functional.avg_pool2d(large, 2)
         assert float((reduced - little).abs().mean()) < 0.1 * float(little.std())
 
 
 def test_relief_follows_large_outlines_and_not_texture():
-    picture = torch.full((3, 240, 240), 0.25)
-    picture[:, :, 120:] = 0.75
-    texture = picture + 0.4 * (torch.rand(1, 240, 240, generator=seeded()) - 0.5)
-    steps, ripples = [], []
+    picture = torch.full((1, 3, 240, 240), 0.25)
+    picture[..., 120:] = 0.75
+    texture = picture + 0.4 * (torch.rand(1, 1, 240, 240, generator=seeded()) - 0.5)
+    steps, near, ripples = [], [], []
     for seed in range(20):
-        depth = random_depth(texture, slope=0.0, relief=0.6, generator=seeded(seed)).log()
-        steps.append(float((depth[:, 127:131].mean() - depth[:, 109:113].mean()).abs()))
+        drawn = [random_scene(seed, relief=0.6)]
+        depth = random_depth(picture, drawn)[0].log()
+        steps.append(float((depth[:, 129:131] - depth[:, 109:111]).mean().abs()))
+        near.append(float((depth[:, 120] - depth[:, 119]).mean().abs()))
+        depth = random_depth(texture, drawn)[0].log()
         ripples.append(float((depth[:, 1:] - depth[:, :-1])[:, :100].abs().mean()))
-    assert np.mean(steps) > 0.07
-    assert np.mean(ripples) < 0.008
+    assert np.mean(steps) > 0.05
+    assert np.mean(near) > 0.25 * np.mean(steps)  # much of the step within one pixel
+    assert np.mean(ripples) < 0.006
 
 
-def test_a_real_depth_decides_where_the_haze_is_and_its_unit_does_not_matter(photo):
+def test_sky_is_far_where_the_top_is_bright_smooth_and_not_warm():
+    picture = torch.full((4, 3, 120, 120), 0.2)
+    picture[:, :, :60] = torch.tensor([0.6, 0.7, 0.9])[:, None, None]
+    picture[:, :, 80:100] = 0.9  # bright, and not connected to the top
+    picture[:, :, :60, 57:60] = 0.1  # a mast
+    picture[1, :, :60] = torch.tensor([0.9, 0.8, 0.6])[:, None, None]  # a painted wall
+    picture[2, :, :60, ::2] = 0.5  # blinds
+    picture[3, :, :24] = 0.2  # something dark above
+    depth = random_depth(picture, [scene(sky=1.0)] * 4)
+    assert torch.allclose(depth[0, :48, :50], torch.tensor(math.e), atol=0.02)
+    assert torch.allclose(depth[0, :, 57:60], torch.tensor(1.0), atol=0.02)
+    assert torch.allclose(depth[0, 60:], torch.tensor(1.0), atol=0.02)
+    assert torch.allclose(depth[1:], torch.tensor(1.0), atol=0.02)
+
+
+def test_a_real_depth_decides_where_the_haze_is(photo):
     depth = torch.ones(photo.shape[1:])
     depth[:, 115:] = 3.0
-    haze = Haze(airlight=0.95, tint=0.0, quantise=False)
+    haze = Haze([0.0, 1.1], airlight=0.95, tint=0.0, quantise=False)
     hazy = haze(photo, generator=seeded(), severity=0.8, depth=depth)
-    assert torch.allclose(hazy, haze(photo, generator=seeded(), severity=0.8, depth=depth * 1000), atol=1e-5)
     beta = 1.1 * 0.8**1.5
     for side, metres in ((photo[:, :, :100], 1.0), (photo[:, :, 130:], 3.0)):
-        t = math.exp(-beta * metres / float(depth.mean()))
+        t = math.exp(-beta * metres)
         got = hazy[:, :, :100] if metres == 1.0 else hazy[:, :, 130:]
         assert torch.allclose(got, side * t + 0.95 * (1 - t), atol=1e-5)
 
 
+def test_thin_things_before_the_sky_neither_divide_it_nor_leave_an_edge_in_it():
+    sky = torch.tensor([0.55, 0.7, 0.9]).reshape(3, 1, 1).repeat(1, 128, 128)
+    cable = sky.clone()
+    for offset in range(3):
+        cable[:, torch.arange(128), (torch.arange(128) // 2 + 30 + offset).clamp(max=127)] = 0.05
+    plain, divided = random_depth(torch.stack([sky, cable]), [scene(sky=1.0)] * 2)
+    away = (cable == sky).all(0)
+    assert float((divided - plain)[away].abs().max()) < 0.1 * float(plain.max())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 53), (1, 1)])
+@pytest.mark.parametrize("known", [(), (1, 3), (0, 1, 2, 3)])
+def test_a_batch_equals_its_pictures_one_by_one(size, known):
+    haze = Haze(quantise=False)
+    clean = torch.rand(4, 3, *size, generator=seeded())
+    depths = [torch.rand(*size, generator=seeded(i)) + 0.1 if i in known else None for i in range(4)]
+    draws = [haze.draw(*size, generator=seeded(i), severity=0.7, depth=depths[i]) for i in range(4)]
+    each = [haze(clean[i], generator=seeded(i), severity=0.7, depth=depths[i]) for i in range(4)]
+    assert torch.equal(haze.apply(clean, draws), torch.stack(each))
+
+
 def test_air_has_the_configured_colour():
     black = torch.zeros(3, 8, 8)
-    haze = Haze([0.0, 20.0], airlight=[0.6, 0.8], tint=0.05, slope=0.0, relief=0.0, quantise=False)
+    haze = Haze([0.0, 20.0], airlight=[0.6, 0.8], tint=0.05, slope=0.0, relief=0.0, sky=0.0, quantise=False)
     airs = torch.stack([haze(black, generator=seeded(i), severity=1.0)[:, 0, 0] for i in range(60)])
     assert 0.55 <= float(airs.min()) < 0.63
     assert 0.77 < float(airs.max()) <= 0.85
     spread = airs.amax(1) - airs.amin(1)
     assert 0.02 < float(spread.mean()) < 0.1
     assert float(spread.max()) <= 0.1 + 1e-6
+
+
+def test_tint_is_mostly_between_blue_and_yellow():
+    colours = np.array([Haze(airlight=0.8).draw(8, 8, generator=seeded(i)).air for i in range(60)]) - 0.8
+    assert np.corrcoef(colours[:, 0], colours[:, 2])[0, 1] < -0.8
+    assert np.abs(colours[:, 1]).mean() < 0.5 * np.abs(colours[:, 0]).mean()

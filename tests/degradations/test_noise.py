@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from opir_lightning.degradations import Noise, add_gaussian_noise, add_shot_noise, benchmark_noise, sensor_noise
-from opir_lightning.degradations.noise import electrons_for_sigma
+from opir_lightning.degradations import Camera, Noise, add_gaussian_noise, add_shot_noise, benchmark_noise, sensor_noise
+from opir_lightning.degradations.camera_noise import grain, noise_levels
+from opir_lightning.degradations.noise import _add_up, electrons_for_sigma
 from opir_lightning.errors import UserError
 
 
@@ -83,15 +85,98 @@ def test_shot_noise_of_a_sigma_has_that_sigma_at_mid_grey(read_share):
 
 def test_noise_of_the_class_truncates_like_the_benchmark():
     grey = torch.full((3, 200, 200), 128 / 255)
-    noisy = Noise(25, shot_share=0.0)(grey, generator=seeded()) * 255
+    noisy = Noise(25, shot_share=0.0, camera_share=0.0)(grey, generator=seeded()) * 255
     assert float(noisy.mean()) == pytest.approx(127.5, abs=0.25)
     assert float(noisy.std()) == pytest.approx(25, abs=0.3)
-    exact = Noise(25, shot_share=0.0, quantise=False)(grey, generator=seeded()) * 255
+    exact = Noise(25, shot_share=0.0, camera_share=0.0, quantise=False)(grey, generator=seeded()) * 255
     assert float(exact.mean()) == pytest.approx(128, abs=0.25)
 
 
-def test_shot_share_is_a_probability():
-    # Sensor noise leaves black alone, Gaussian noise does not.
-    black, degrade, generator = torch.zeros(3, 8, 8), Noise(40, shot_share=0.25, read_share=0.0), seeded()
-    sensor = sum(float(degrade(black, generator=generator).max()) == 0 for _ in range(400))
-    assert 70 < sensor < 130
+def test_shares_are_probabilities():
+    degrade, generator = Noise(40, shot_share=0.25, camera_share=0.4), seeded()
+    kinds = [degrade.draw(8, 8, generator=generator).kind for _ in range(400)]
+    assert 70 < kinds.count("sensor") < 130
+    assert 125 < kinds.count("camera") < 195
+
+
+def test_sensor_noise_of_the_class_leaves_black_alone():
+    black = torch.zeros(3, 8, 8)
+    sensor, gaussian = (Noise(40, shot_share=s, camera_share=0.0, read_share=0.0) for s in (1.0, 0.0))
+    assert float(sensor(black, generator=seeded()).max()) == 0
+    assert float(gaussian(black, generator=seeded()).max()) > 0
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 1.8, 2.2, 12.0, 300.0])
+def test_electrons_come_in_a_poisson_distribution(mean):
+    counts = sensor_noise(torch.full((400_000,), mean / 100), electrons=100, generator=seeded()).mul(100).round().int()
+    found = np.bincount(counts.numpy()) / counts.numel()
+    expected = stats.poisson.pmf(np.arange(len(found)), mean)
+    assert np.abs(found - expected).sum() / 2 < 0.012
+
+
+def test_few_electrons_are_counted_alike_by_numpy_and_torch():
+    mean, rank = torch.rand(2, 5000, generator=seeded()) * torch.tensor([[2.0], [1.0]])
+    by_numpy = _add_up(torch.exp(-mean).numpy(), mean.numpy(), rank.numpy().copy(), np.zeros(5000, np.int8))
+    assert np.array_equal(by_numpy, stats.poisson.ppf(rank.double(), mean.double()))
+    assert np.array_equal(by_numpy, _add_up(torch.exp(-mean), mean, rank, torch.zeros(5000, dtype=torch.int8)).numpy())
+
+
+def test_dark_and_bright_pixels_have_their_own_noise_in_one_picture():
+    light = torch.tensor([0.001, 0.5]).repeat(50_000)
+    noisy = sensor_noise(light, electrons=1000, generator=seeded())
+    for start, mean in ((0, 0.001), (1, 0.5)):
+        assert float(noisy[start::2].mean()) == pytest.approx(mean, rel=0.02)
+        assert float(noisy[start::2].std()) == pytest.approx((mean / 1000) ** 0.5, rel=0.02)
+
+
+def test_levels_of_a_camera_follow_its_curve():
+    plain = noise_levels(5.0, 0.0, Camera()) * 255
+    # Shot noise: sRGB slope times the root of the light, 5 at grey level 127.5.
+    light = {64: 0.051269, 128: 0.215861, 255: 1.0}
+    for level, amount in light.items():
+        expected = 5 * (amount / 0.214041) ** (1 / 2.4 - 1 + 0.5)
+        assert plain[:, level] == pytest.approx(expected, rel=0.01)
+    assert plain[0, 0] == 0
+    read = noise_levels(5.0, 1.0, Camera()) * 255
+    assert read[0, 255] == pytest.approx(5 * 0.214041 ** (1 - 1 / 2.4), rel=0.01)  # the slope alone
+    assert read[0, 0] == pytest.approx(5 * 4.5 / 1.0803, rel=0.01)
+    curved = noise_levels(5.0, 0.5, Camera(contrast=1.0)) * 255
+    assert curved[:, [0, 255]] == pytest.approx(0, abs=1e-4)  # a smooth step is flat at its ends
+    assert curved[:, 127:129].mean() == pytest.approx(5, rel=0.01)
+
+
+def test_white_balance_amplifies_the_noise_of_weak_colours():
+    red, green, blue = noise_levels(5.0, 0.0, Camera(gains=(2.0, 1.0, 1.5)))[:, 128] * 255
+    assert red / green == pytest.approx(2**0.5, rel=1e-4)
+    assert blue / green == pytest.approx(1.5**0.5, rel=1e-4)
+    read = noise_levels(5.0, 1.0, Camera(gains=(2.0, 1.0, 1.5)))[:, 128]
+    assert read / read[1] == pytest.approx([2.0, 1.0, 1.5], rel=1e-4)
+    assert ((red**2 + green**2 + blue**2) / 3) ** 0.5 == pytest.approx(5, rel=0.01)
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def test_grain_has_the_stated_size_and_keeps_the_deviation():
+    camera = Camera(luma_share=0.7, luma=0.8, chroma=2.0)
+    noise = grain(torch.randn(3, 400, 400, generator=seeded()) * 5, camera)
+    grey = noise.mean(0)
+    chroma = noise[2] - grey
+    assert float(noise.square().mean().sqrt()) == pytest.approx(5, rel=0.03)
+    assert float(grey.var() / noise.var()) == pytest.approx(0.7, abs=0.02)
+    # White noise through a Gaussian of deviation s is correlated by exp(-d^2 / 4 s^2) at a distance of d pixels.
+    assert correlation(grey[:, 1:], grey[:, :-1]) == pytest.approx(0.677, abs=0.03)
+    assert correlation(grey[4:], grey[:-4]) == pytest.approx(0, abs=0.03)
+    assert correlation(chroma[4:], chroma[:-4]) == pytest.approx(0.368, abs=0.04)
+    blotched = grain(torch.randn(3, 400, 400, generator=seeded()) * 5, camera._replace(blotch_share=0.3, blotch=4.0))
+    assert float(blotched.square().mean().sqrt()) == pytest.approx(5, rel=0.04)
+    assert correlation(blotched.mean(0)[4:], blotched.mean(0)[:-4]) > 0.2
+
+
+def test_noise_of_a_camera_is_as_deep_as_stated():
+    grey = torch.full((3, 200, 200), 0.5)
+    degrade = Noise(camera_sigma_255=8, shot_share=0.0, camera_share=1.0, quantise=False)
+    for seed in range(4):
+        noise = (degrade(grey, generator=seeded(seed)) - grey) * 255
+        assert float(noise.square().mean().sqrt()) == pytest.approx(8, rel=0.1)

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import pickle
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from opir_lightning.degradations import Blur, Compose, Haze, Identity, LowLight, Noise, Rain
 from opir_lightning.errors import UserError
 
+SHAKE = {"motion_share": 0.0, "defocus_share": 0.0, "gaussian_share": 0.0}
+ALIKE = {"roll_share": 0.0, "object_share": 0.0, "value_share": 0.0}
+
+
+def measured_blur() -> Blur:
+    """Kernels are read once: the file may be gone afterwards."""
+    kernel = np.zeros((11, 11), np.uint8)
+    kernel[2:9, 3], kernel[8, 3:9] = 200, 90
+    with tempfile.TemporaryDirectory() as folder:
+        Image.fromarray(kernel).save(Path(folder, "kernel.png"))
+        return Blur(**SHAKE, **ALIKE, measured_share=1.0, kernels=[folder])
+
+
 DAMAGING = {
-    "noise": Noise(shot_share=0.0),
-    "sensor_noise": Noise(shot_share=1.0),
-    "rain": Rain(veil_share=1.0),
+    "noise": Noise(shot_share=0.0, camera_share=0.0),
+    "sensor_noise": Noise(shot_share=1.0, camera_share=0.0),
+    "camera_noise": Noise([0, 55], camera_sigma_255=[0, 25], shot_share=0.0, camera_share=1.0),
+    "rain": Rain(),
     "haze": Haze(),
-    "shake": Blur(motion_share=0.0, defocus_share=0.0, gaussian_share=0.0),
-    "motion": Blur(motion_share=1.0, defocus_share=0.0, gaussian_share=0.0),
-    "defocus": Blur(motion_share=0.0, defocus_share=1.0, gaussian_share=0.0),
-    "gaussian": Blur(motion_share=0.0, defocus_share=0.0, gaussian_share=1.0),
+    "shake": Blur(**SHAKE, **ALIKE),
+    "motion": Blur(**{**SHAKE, **ALIKE, "motion_share": 1.0}),
+    "defocus": Blur(**{**SHAKE, **ALIKE, "defocus_share": 1.0}),
+    "gaussian": Blur(**{**SHAKE, **ALIKE, "gaussian_share": 1.0}),
+    "roll": Blur(**{**SHAKE, **ALIKE, "roll_share": 1.0}),
+    "object": Blur(**{**SHAKE, **ALIKE, "object_share": 1.0}),
+    "values": Blur(**{**SHAKE, **ALIKE, "value_share": 1.0}),
+    "measured": measured_blur(),
     "low_light": LowLight(),
-    "compose": Compose([Haze(quantise=False), Blur(quantise=False), Noise()]),
+    "lamp": LowLight(lamp_share=1.0),
+    "compose": Compose([Haze(), Blur(), Noise()]),
+    "some": Compose([Blur(), LowLight()], shares=[0.5, 0.8]),
 }
 ALL = {**DAMAGING, "identity": Identity(), "trace": Identity([0.0, 2.0])}
+SEVERE = [name for name in DAMAGING if name != "some"]  # it may leave out every step
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -54,7 +78,7 @@ def test_the_generator_alone_decides(name, photo):
     assert torch.equal(clean, before)
 
 
-@pytest.mark.parametrize("name", DAMAGING)
+@pytest.mark.parametrize("name", SEVERE)
 def test_one_generator_gives_new_damage_with_every_call(name, photo):
     generator = seeded()
     first, second = (DAMAGING[name](photo, generator=generator, severity=0.9) for _ in range(2))
@@ -88,7 +112,7 @@ def test_severity_zero_changes_nothing_that_anybody_sees(name, photo):
         assert float((result - photo).abs().max()) <= 1 / 255 + 1e-6
 
 
-@pytest.mark.parametrize("name", DAMAGING)
+@pytest.mark.parametrize("name", SEVERE)
 def test_damage_begins_faint_and_grows_with_severity(name, photo):
     steps = (0.03, 0.1, 0.3, 0.6, 1.0)
     seeds = range(4)
@@ -102,11 +126,11 @@ def test_damage_begins_faint_and_grows_with_severity(name, photo):
 
 def test_unstated_severity_is_drawn_from_the_configured_range(photo):
     patch = photo[:, :32, :32]
-    narrow, wide = Noise(50, severity=[0.4, 0.4]), Noise([0, 100], shot_share=0.0, severity=[0.5, 0.5])
+    narrow, wide = Noise(50, severity=[0.4, 0.4]), Noise([0, 100], severity=[0.5, 0.5])
     assert torch.equal(narrow(patch, generator=seeded()), narrow(patch, generator=seeded(), severity=0.4))
     assert torch.equal(wide(patch, generator=seeded()), wide(patch, generator=seeded(), severity=0.5))
     flat, scores = torch.full((3, 32, 32), 0.5), []
-    drawing = Noise([0, 55], shot_share=0.0)
+    drawing = Noise([0, 55], shot_share=0.0, camera_share=0.0)
     generator = seeded()
     for _ in range(200):
         scores.append(255 * float(drawing(flat, generator=generator).std()))
@@ -115,7 +139,9 @@ def test_unstated_severity_is_drawn_from_the_configured_range(photo):
     assert min(scores) < 2
 
 
-@pytest.mark.parametrize("name", ["rain", "haze", "shake", "low_light", "sensor_noise", "noise"])
+@pytest.mark.parametrize(
+    "name", ["rain", "haze", "shake", "object", "low_light", "lamp", "sensor_noise", "camera_noise", "noise"]
+)
 def test_threads_do_not_change_the_result(name):
     clean = torch.rand(3, 190, 230, generator=seeded())  # 131,100 values: torch splits work from 32,768 on
     threads = torch.get_num_threads()
@@ -126,6 +152,30 @@ def test_threads_do_not_change_the_result(name):
         assert torch.equal(alone, ALL[name](clean, generator=seeded(1), severity=0.8))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if getattr(ALL[name], "batched", False)])
+def test_a_batch_is_its_pictures_one_by_one(name, photo):
+    degrade = ALL[name]
+    pictures = [photo[:, :37, 60 * i : 60 * i + 53] for i in range(3)]
+    severities = [0.9, None, 0.0]
+    draws = [degrade.draw(37, 53, generator=seeded(i), severity=s) for i, s in enumerate(severities)]
+    batch = degrade.apply(torch.stack(pictures), pickle.loads(pickle.dumps(draws)))
+    for i, severity in enumerate(severities):
+        assert torch.equal(batch[i], degrade(pictures[i], generator=seeded(i), severity=severity))
+    assert torch.equal(batch[1:], degrade.apply(torch.stack(pictures[1:]), draws[1:]))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if getattr(ALL[name], "batched", False)])
+def test_severity_does_not_move_what_else_is_drawn(name):
+    states, seeds = [], []
+    for severity in (None, 0.0, 0.4, 1.0):
+        generator = seeded(7)
+        drawn = ALL[name].draw(20, 30, generator=generator, severity=severity)
+        states.append(generator.get_state())
+        seeds.append(getattr(drawn, "noise_seed", None))
+    assert all(torch.equal(states[0], state) for state in states)
+    assert len(set(seeds)) == 1
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -177,6 +227,13 @@ def test_wrong_severity_is_refused(name, severity, photo):
         (Haze, {"airlight": [0.7, 255]}, "airlight"),
         (Blur, {"size": [0, 9]}, "size"),
         (Blur, {"motion_share": 0.6, "defocus_share": 0.6}, "add up"),
+        (Blur, {"measured_share": 0.1}, "kernels"),
+        (Blur, {"object_share": -0.1}, "object_share"),
+        (Blur, {"roll": [0, 11]}, "roll"),
+        (Noise, {"shot_share": 0.8, "camera_share": 0.3}, "add up"),
+        (Noise, {"camera_sigma_255": [0, 0.5]}, "sigma_255=127.5"),
+        (Noise, {"luma_share": [0, 2]}, "luma_share"),
+        (LowLight, {"lamp": [0.5, 2]}, "lamp"),
         (LowLight, {"exposure": [1.0, 0.0]}, "exposure"),
         (Identity, {"sigma_255": 10}, "sigma_255"),
         (Compose, {"steps": []}, "at least one"),

@@ -4,25 +4,30 @@ A config names a class by ``_target_`` (``opir_lightning.degradations.Rain``) an
 the :class:`Degradation` protocol can stand in its place.
 """
 
-from opir_lightning.degradations.base import Degradation
+from opir_lightning.degradations.base import Batched, Degradation
 from opir_lightning.degradations.blur import Blur, blur
+from opir_lightning.degradations.camera_noise import Camera, add_camera_noise
 from opir_lightning.degradations.colour import linear_to_srgb, srgb_to_linear
 from opir_lightning.degradations.compose import Compose, Identity
 from opir_lightning.degradations.haze import Haze, apply_haze, random_depth
-from opir_lightning.degradations.low_light import LowLight, underexpose
+from opir_lightning.degradations.low_light import Lamp, LowLight, underexpose
 from opir_lightning.degradations.noise import Noise, add_gaussian_noise, add_shot_noise, benchmark_noise, sensor_noise
 from opir_lightning.degradations.rain import Rain, Streaks, add_rain, draw_streaks
 
 __all__ = [
+    "Batched",
     "Blur",
+    "Camera",
     "Compose",
     "Degradation",
     "Haze",
     "Identity",
+    "Lamp",
     "LowLight",
     "Noise",
     "Rain",
     "Streaks",
+    "add_camera_noise",
     "add_gaussian_noise",
     "add_rain",
     "add_shot_noise",
