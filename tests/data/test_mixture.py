@@ -232,7 +232,7 @@ def test_pairs_functions_and_batched_degradations_share_a_pending_batch(pairs):
     function = CleanFolder("blur", scratched, ["good"])
     sources = {s.task: (s, s.items(pairs, embedded="train")) for s in (paired(), photographs, function)}
     common = {"tasks": TASKS, "store": ImageStore(), "crop": 32, "seed": 0, "label_share": 0.5}
-    workers, device = Mixture(sources, **common), Mixture(sources, **common, pending=True)
+    workers, device = Mixture(sources, **common), Mixture(sources, **common, pending=True, degrade_here=False)
     numbers = range(24)
     want = collate([workers[n] for n in numbers])
     pending = CollatePending(32)([device[n] for n in numbers])
@@ -286,7 +286,7 @@ def test_a_depth_map_is_cut_and_turned_with_its_picture_and_decides_the_haze(pai
     assert items[0].depth is not None
     common = {"tasks": [*TASKS, "haze"], "store": ImageStore(), "crop": 24, "seed": 0, "label_share": 0}
     for pending in (False, True):
-        mixture = Mixture({"haze": (source, items)}, **common, pending=pending)
+        mixture = Mixture({"haze": (source, items)}, **common, pending=True, degrade_here=not pending)
         batch = CollatePending(24)([mixture[n] for n in range(8)])
         degraded, clean, *_ = degrade_pending(batch, mixture.batched(), 24)
         for air, red in zip(degraded[:, 1], clean[:, 0], strict=True):  # green is black: all it shows is air

@@ -125,6 +125,7 @@ class RestorationData(LightningDataModule):
             label_share=self.label_share,
             jitter=self.jitter,
             curriculum=self.curriculum,
+            pending=True,
         )
         self.val_sets = [
             EvaluationSet(
@@ -161,20 +162,20 @@ class RestorationData(LightningDataModule):
                 global_batch=global_batch,
                 limit=trainer.limit_train_batches,
             )
-        self.mixture.pending = self.degrade_on == "device" or (self.degrade_on == "auto" and not on_cpu)
+        self.mixture.degrade_here = self.degrade_on == "workers" or (self.degrade_on == "auto" and on_cpu)
         return DataLoader(
             self.mixture,
             batch_size=self.batch_size,
             sampler=SampleNumbers(count=batches * global_batch, epoch=epoch, skip=skip, rank=rank, world=world),
             num_workers=self.workers,
-            collate_fn=CollatePending(self.crop) if self.mixture.pending else collate,
+            collate_fn=CollatePending(self.crop),
             persistent_workers=False,
             pin_memory=not on_cpu,
             drop_last=True,
         )
 
     def on_after_batch_transfer(self, batch: Batch | PendingBatch, dataloader_idx: int) -> Batch:
-        """Degrade, on the device, what the loader left to it."""
+        """Finish, on the device, what the loader left to it."""
         if not isinstance(batch, PendingBatch):
             return batch
         assert self.mixture is not None

@@ -46,8 +46,9 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
             A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
         curriculum: how severities and weights begin; None: as configured from the first sample.
-        pending: hand out bytes, to be finished by `degrade_pending`: pairs, and where the degradation can be applied
-            to a batch, clean crops with what is drawn for them.
+        pending: hand out samples for `CollatePending`: pairs from files as bytes, a quarter of what there is to send.
+        degrade_here: if not, and ``pending``, clean crops are handed out with what is drawn for them wherever the
+            degradation can be applied to a batch.
 
     Raises:
         UserError: the curriculum names a source that is not there, or leaves none to begin with.
@@ -65,12 +66,13 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         jitter: float = 0.0,
         curriculum: Curriculum | None = None,
         pending: bool = False,
+        degrade_here: bool = True,
     ) -> None:
         self.names, self.sources = list(sources), list(sources.values())
         self.weights = np.array([source.weight for source, _ in self.sources], dtype=float)
         self.labels = [list(tasks).index(source.task) for source, _ in self.sources]
         self.store, self.crop, self.seed, self.label_share = store, crop, seed, label_share
-        self.curriculum, self.pending = curriculum, pending
+        self.curriculum, self.pending, self.degrade_here = curriculum, pending, degrade_here
         self._check_curriculum()
         also = {"degraded": "image", "depth": "mask"}
         self.augmentations = {
@@ -101,7 +103,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         generator = torch.Generator().manual_seed(int(random.integers(2**63)))
         depth = torch.from_numpy(np.ascontiguousarray(crops["depth"])) if "depth" in crops else None
         degradation = source.degradation
-        if self.pending and isinstance(degradation, Batched) and degradation.batched:
+        if self.pending and not self.degrade_here and isinstance(degradation, Batched) and degradation.batched:
             more = {} if depth is None else {"depth": depth}
             side = crops["image"].shape[0]
             draw = degradation.draw(side, side, generator=generator, severity=severity, **more)
