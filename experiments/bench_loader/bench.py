@@ -20,9 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import albumentations as A
 import numpy as np
 import torch
+from albumentations.augmentations.geometric import functional as geometric
+from albumentations.core.type_definitions import d4_group_elements
 from memory import Memory, memory_of
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +51,6 @@ class DecodeThenCrop(Dataset[Sample]):
 
     def __init__(self, pairs: list[tuple[Path, Path | None]], degradations: list[Any]) -> None:
         self.pairs, self.degradations = pairs, degradations
-        self.augment = A.Compose([A.D4(p=1)], additional_targets={"degraded": "image"}, seed=0)
 
     def __len__(self) -> int:
         return 1 << 30
@@ -65,11 +65,10 @@ class DecodeThenCrop(Dataset[Sample]):
         height, width = decoded[0].shape[:2]
         top, left = random.integers(height - side + 1), random.integers(width - side + 1)
         crops = [pixels[top : top + side, left : left + side] for pixels in decoded]
-        self.augment.set_random_seed(int(random.integers(2**31)))
-        turned = self.augment(image=crops[0], **({"degraded": crops[1]} if degradation is None else {}))
-        image = to_tensor(turned["image"])
+        turn = d4_group_elements[int(random.integers(len(d4_group_elements)))]
+        image, *partner = (to_tensor(geometric.d4(pixels, turn)) for pixels in crops)
         if degradation is None:
-            return Sample(to_tensor(turned["degraded"]), image, 0, False, clean.name)
+            return Sample(partner[0], image, 0, False, clean.name)
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         damaged = degradation(image, generator=generator)
         middle = slice(margin, margin + CROP)

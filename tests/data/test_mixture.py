@@ -167,6 +167,22 @@ def test_augmentation_none_never_turns_and_d4_does(pairs):
     assert not all(crops("d4"))
 
 
+def test_augmentation_flip_is_left_right_alone(pairs):
+    source = paired(augmentation="flip")
+    items = source.items(pairs, embedded="train")[:1]
+    store = ImageStore()
+    mixture = Mixture({"p": (source, items)}, tasks=TASKS, store=store, crop=40, seed=0, label_share=0)
+    whole = torch.from_numpy(store[items[0].clean].transpose(2, 0, 1).copy()).float() / 255
+    windows = whole.unfold(2, 40, 1).permute(2, 0, 1, 3)  # as high as the picture
+    seen = set()
+    for n in range(16):
+        clean = mixture[n].clean
+        straight, mirrored = (bool((windows == c).flatten(1).all(1).any()) for c in (clean, clean.flip(-1)))
+        assert straight != mirrored
+        seen.add(mirrored)
+    assert seen == {True, False}
+
+
 def test_a_missing_partner_is_named(pairs):
     (pairs / "good" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1 of 2 pictures.*'1_0\.8_0\.1\.png'"):

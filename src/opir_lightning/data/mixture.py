@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import albumentations as A
 import numpy as np
 import torch
+from albumentations.augmentations.geometric import functional as geometric
+from albumentations.core.type_definitions import d4_group_elements
 from torch.utils.data import Dataset, Sampler
 
 from opir_lightning.data.curriculum import Curriculum
@@ -17,6 +19,9 @@ from opir_lightning.data.sources import Item, Source, read_pair
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Batched
 from opir_lightning.errors import UserError
+
+TURNS = {"d4": d4_group_elements, "flip": ("e", "h"), "none": ("e",)}
+"""The elements of the square's symmetry group that a crop may be turned by: all, the left-right flip, none."""
 
 
 @contextmanager
@@ -74,11 +79,6 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         self.store, self.crop, self.seed, self.label_share = store, crop, seed, label_share
         self.curriculum, self.pending, self.degrade_here = curriculum, pending, degrade_here
         self._check_curriculum()
-        also = {"degraded": "image", "depth": "mask"}
-        self.augmentations = {
-            "d4": A.Compose([A.D4(p=1)], additional_targets=also, seed=0),
-            "flip": A.Compose([A.HorizontalFlip(p=0.5)], additional_targets=also, seed=0),
-        }
         around = (1 - jitter, 1 + jitter)
         tone = A.ColorJitter(brightness=around, contrast=around, saturation=around, hue=(0, 0), p=0.5)
         self.tone = A.Compose([tone], seed=0) if jitter else None
@@ -142,10 +142,8 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         height, width = clean.shape[:2]
         top, left = random.integers(max(height - side, 0) + 1), random.integers(max(width - side, 0) + 1)
         there = {name: _window(pixels, top, left, side) for name, pixels in there.items()}
-        if source.augmentation != "none":
-            augment = self.augmentations[source.augmentation]
-            augment.set_random_seed(int(random.integers(2**31)))
-            there = augment(**there)
+        turn = TURNS[source.augmentation][int(random.integers(len(TURNS[source.augmentation])))]
+        there = {name: geometric.d4(pixels, turn) for name, pixels in there.items()}
         if degraded is None and self.tone is not None:
             self.tone.set_random_seed(int(random.integers(2**31)))
             there["image"] = self.tone(image=there["image"])["image"]
