@@ -1,12 +1,15 @@
-"""Pairs of files: which clean picture belongs to a degraded one, by names and folders."""
+"""Pairs of files: which clean picture belongs to a degraded one, by names and folders; and what is read of a file."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from opir_lightning.data.images import read_rgb
 from opir_lightning.data.sources import EMBEDDED, PairedFolder
 from opir_lightning.errors import UserError
 
@@ -109,3 +112,11 @@ def test_no_folder_is_no_pairs_and_a_bracket_in_a_name_is_a_bracket(tmp_path):
     ]
     starred = PairedFolder("blur", "my [old] set/*ad", "my [old] set/good")
     assert [item.name for item in starred.items(tmp_path, embedded="train")] == ["b/1"]
+
+
+def test_greyscale_of_sixteen_bits_keeps_its_tones(tmp_path):
+    tones = np.array([[0, 128, 257], [25700, 51400, 65535]], np.uint16)
+    Image.fromarray(tones).save(tmp_path / "deep.png")
+    read = read_rgb(tmp_path / "deep.png")
+    assert read.shape == (2, 3, 3)
+    assert read[..., 0].tolist() == [[0, 0, 1], [100, 200, 255]]

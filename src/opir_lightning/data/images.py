@@ -46,7 +46,7 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Decode a picture as 8-bit RGB.
+    """Decode a picture as 8-bit RGB; greyscale of 16 bits is scaled, not cut off.
 
     Returns:
         ``(H, W, 3)`` uint8.
@@ -56,6 +56,9 @@ def read_rgb(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                grey = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
             return np.array(image.convert("RGB"))
     except Exception as error:  # decoders raise whatever a broken file leads them to
         raise UserError(f"The picture '{path}' cannot be read ({error}); replace or remove it.") from error
