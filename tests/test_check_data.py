@@ -96,7 +96,7 @@ def test_every_fault_of_a_damaged_copy_is_named(tmp_path, capsys, monkeypatch):
     (clean / "notes.png").write_text("not a picture")
     (clean / "nothing.png").write_bytes(b"")
     save(pixels(9)[..., 0], clean / "grey.png")
-    save(pixels(9)[..., 0].astype(np.uint16) * 257, clean / "deep.png")
+    save((255 - pixels(9)[..., 0]).astype(np.uint16) * 257, clean / "deep.png")
     (pairs / "target" / "3.png").unlink()
     save(pixels(4)[:-2], pairs / "input" / "4.png")
     save(np.rot90(pixels(6)), clean / "turned.png")
