@@ -97,7 +97,10 @@ def test_rain_is_blended_or_added():
     rainy = add_rain(clean, layer, light=0.8, cover=torch.tensor([1.0, 0.0]))
     # Blended: halfway to 0.8, so nothing before what is as bright, and dark before white.
     assert torch.allclose(rainy[0, :, 1, 0], torch.tensor([0.5, 0.8, 0.9]))
-    assert torch.allclose(rainy[1, :, 0, 1], torch.tensor([0.6, 1.2, 1.4]))
+    # Added: by the same amount to all colours, which fades as the brightest of them nears white.
+    assert torch.allclose(rainy[1, :, 0, 1], clean[1, :, 0, 1])
+    darker = add_rain(clean / 2, layer, light=0.8, cover=0.0)[1, :, 0, 1] - clean[1, :, 0, 1] / 2
+    assert torch.allclose(darker, torch.full((3,), 0.4 * (1 - 0.5**3)))
 
 
 def test_faint_rain_is_as_bright_as_its_layer_and_dense_rain_not_brighter_than_its_light():

@@ -39,10 +39,8 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_zero_prediction_is_the_identity_operator_in_both_stages():
+def test_both_stages_start_at_the_identity_operator():
     net = make()
-    for prediction in net.stages:
-        torch.nn.init.zeros_(prediction.projection.weight)
     image = picture(21, 34)
     restored = net(image)
     torch.testing.assert_close(restored.coarse, image)
@@ -50,7 +48,9 @@ def test_zero_prediction_is_the_identity_operator_in_both_stages():
 
 
 def test_second_stage_starts_at_the_identity_operator_whatever_is_predicted():
-    restored = make()(picture(24, 24))
+    net = make()
+    torch.nn.init.normal_(net.stages[0].projection.weight, std=0.02)
+    restored = net(picture(24, 24))
     torch.testing.assert_close(restored.refined, restored.coarse)
     assert not torch.allclose(restored.coarse, picture(24, 24), atol=1e-3)
 
@@ -227,15 +227,36 @@ def test_cuda_agrees_with_the_cpu():
     torch.testing.assert_close(on_gpu.refined.cpu(), on_cpu.refined, rtol=1e-3, atol=1e-3)
 
 
-def test_folded_task_parameters_equal_project_then_rescale_and_shift():
+def test_folded_task_parameters_equal_project_then_rescale_shift_and_amplify():
     net = trained_looking(make())
     image = torch.cat([picture(12, 10), picture(12, 10, seed=4)])
     code = net.estimate_code(image)
     prediction, parameters = net.stages[0], net.task_parameters[0]
     operator = net.predict_operator(image, torch.ones(2, 1, 12, 10), code, stage=0)
     raw = prediction.projection(operator.features.movedim(1, -1)).movedim(-1, 1)
-    slow = parameters.affine(raw, code) + parameters.identity[:, None, None]
-    torch.testing.assert_close(operator.predict(), slow, rtol=1e-4, atol=1e-5)
+    change = parameters.affine(raw, code)
+    gain = parameters.gain.numbers(code).exp()
+    for colour in range(3):
+        taps = change[:, 9 * colour : 9 * colour + 9]
+        taps = taps - 0.9 * taps.mean(1, keepdim=True)
+        taps[:, 4] += 1
+        slow = gain[:, colour, None, None, None] * taps
+        torch.testing.assert_close(operator.predict()[:, 9 * colour : 9 * colour + 9], slow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(operator.predict()[:, 27:], gain[..., None, None] * change[:, 27:], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_gain_and_the_offset_change_the_brightness_of_a_flat_picture_much():
+    net = make(tasks=["rain"], dilations=[1, 2])
+    parameters = net.task_parameters[0]
+    flat = torch.full((1, 3, 20, 20), 0.4)
+    with torch.no_grad():
+        parameters.mix += torch.tensor([[0.7], [-0.1]])  # their sum stays 1
+        parameters.affine.weight[0, 1, :27] = 0.01  # all taps by as much: nine times that, lessened to a tenth
+        torch.testing.assert_close(net(flat).coarse, flat * (1 + 9 * 0.01 * 0.1))
+        parameters.affine.weight[0, 1, :27] = 0
+        parameters.gain.weight[0] = torch.tensor([1.0, 2.0, 4.0]).log()
+        gained = net(flat).coarse / flat
+    torch.testing.assert_close(gained[0, :, 5, 5], torch.tensor([1.0, 2.0, 4.0]))
 
 
 @pytest.mark.parametrize("settings", [{}, {"per_colour": False, "offset": False, "dilations": [2], "kernel_size": 5}])

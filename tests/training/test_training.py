@@ -10,11 +10,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 
 from opir_lightning.checkpoints import load_model
 from opir_lightning.config import check_keys, config_dir, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.train import assemble, train
+from opir_lightning.training.callbacks import ExponentialMovingAverage
 from opir_lightning.training.module import parameter_groups
 from opir_lightning.training.schedules import WarmupCosine
 
@@ -85,8 +87,8 @@ def test_a_resumed_run_goes_on_with_the_next_sample_to_the_same_weights(tmp_path
     common = [
         "data.epoch_samples=10",
         "trainer.limit_val_batches=0",
-        "callbacks.checkpoint.monitor=null",
-        "callbacks.checkpoint.every_n_train_steps=1",
+        "callbacks.best=null",
+        "callbacks.last.every_n_train_steps=1",
         "schedule.warmup=0",
     ]
     whole, used = fit(tmp_path / "whole", *common, "trainer.max_steps=12")
@@ -124,12 +126,35 @@ def test_a_run_leaves_weights_scores_pictures_and_a_safe_checkpoint(tmp_path, ca
     assert "stage 2" in printed
 
 
+def test_the_last_checkpoint_is_of_the_last_step_however_it_scores(tmp_path):
+    """Five steps, epochs of two, with weights that only get worse: the first validation stays the best."""
+    short = ["trainer.max_steps=5", "data.epoch_samples=4", "trainer.limit_val_batches=1"]
+    fit(tmp_path, *short, "optimizer.lr=0.3", "schedule.warmup=0", "callbacks.ema.decay=0")
+    steps = {
+        name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    }
+    assert steps["last"] == 5
+    assert steps["best"] < 5
+
+
 def test_kept_weights_are_the_moving_average(tmp_path):
     module, _ = fit(tmp_path, "trainer.max_steps=6", "data.epoch_samples=12", "callbacks.ema.decay=0.5")
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     name = "net.stages.0.projection.weight"
     assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
     assert torch.equal(checkpoint["state_dict"][name], module.state_dict()[name])
+
+
+def test_the_average_forgets_the_untrained_weights(tmp_path):
+    average = ExponentialMovingAverage(decay=0.999)
+    module = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(module.weight)
+    averaged = AveragedModel(module, **average._kwargs)
+    for value in [0.0, *[1.0] * 30]:
+        torch.nn.init.constant_(module.weight, value)
+        averaged.update_parameters(module)
+    assert averaged.module.weight.item() > 0.99  # with the same decay from the start: 0.03
 
 
 def test_label_mode_and_one_stage_train_too(tmp_path):

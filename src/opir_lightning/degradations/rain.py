@@ -55,11 +55,13 @@ class RainDraw(NamedTuple):
 def add_rain(clean: Tensor, layer: Tensor, *, light: Tensor | float, cover: Tensor | float) -> Tensor:
     r"""Put rain before pictures, in sRGB values; the result is not clipped.
 
-    .. math:: I = J (1 - m a) + A a, \qquad a = 1 - e^{-S / A}
+    .. math:: I = J (1 - m a) + A a (1 - (1 - m) M^3), \qquad a = 1 - e^{-S / A}
 
     a is the part of the time that drops cover a pixel; streaks one behind the other leave the product of what each
-    leaves. With m = 1 the picture is blended towards A, so that streaks fade before what is as bright as they are and
-    are dark before what is brighter; with m = 0 they are as bright before a white wall as before a black one. Both
+    leaves; M is the largest of J's three colours. With m = 1 the picture is blended towards A, so that streaks fade
+    before what is as bright as they are and are dark before what is brighter; with m = 0 they are as bright before a
+    grey wall as before a black one, and fade only where the picture nears the brightest it can be, for no drop
+    outshines the sky that lights it, and what a channel cannot hold would colour the others. Both
     exist: in the heavy pictures of Rain13K's training set the mean residual falls linearly from black to white (42 to
     3 grey levels in a typical one), in RainSIRR it is the same at every brightness.
 
@@ -74,7 +76,8 @@ def add_rain(clean: Tensor, layer: Tensor, *, light: Tensor | float, cover: Tens
     """
     light, cover = (torch.as_tensor(n, device=clean.device).reshape(-1, 1, 1, 1) for n in (light, cover))
     covered = 1 - torch.exp(-layer[:, None] / light)
-    return clean * (1 - cover * covered) + light * covered
+    room = 1 - (1 - cover) * clean.amax(1, keepdim=True) ** 3
+    return clean * (1 - cover * covered) + light * covered * room
 
 
 class Rain(Batched):
@@ -118,7 +121,7 @@ class Rain(Batched):
         coverage: Range = (0.3, 2.0),
         *,
         brightness: Range = (0.3, 0.9),
-        length: Range = (20.0, 140.0),
+        length: Range = (30.0, 140.0),
         width: Range = (0.8, 3.0),
         defocus: Range = (0.0, 8.0),
         angle: Range = (-45.0, 45.0),

@@ -273,8 +273,9 @@ class _Prediction(nn.Module):
         self.before = before
         self.projection = nn.Linear(features, channels)  # applied by the task parameters, which it is folded with
         self.uncertainty = nn.Conv2d(features, 1, 1) if uncertainty else None
-        # Near the identity operator from the start: a predicted tap of a few hundredths.
-        nn.init.normal_(self.projection.weight, std=0.02)
+        # The identity operator at the start: what untrained features add to it is noise, and the first thing that would
+        # be learned is to scale them down to nothing, from where the predictor gets no gradient.
+        nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         if self.uncertainty is not None and self.uncertainty.bias is not None:
             nn.init.normal_(self.uncertainty.weight, std=0.02)

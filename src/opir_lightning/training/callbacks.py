@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,29 @@ class ExponentialMovingAverage(WeightAveraging):
     """Exponential moving average of the weights; validated, saved and kept in place of the live ones.
 
     Args:
-        decay: share of the average that is kept per step.
+        decay: share of the average that is kept per step. At the start it is less, ``(1 + n) / (10 + n)`` at step n:
+            otherwise an average over 1,000 steps would after 2,000 still hold a seventh of the untrained weights.
         every: steps between two updates; the decay is raised to this power.
         after: steps before the first update; until then the average is the live weights' copy.
     """
 
     def __init__(self, *, decay: float = 0.999, every: int = 1, after: int = 0) -> None:
         # The foreach form: the per-tensor default took 3 ms a step for the some 200 small tensors of opir_tiny.
-        super().__init__(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(decay**every))
+        super().__init__(use_buffers=True, multi_avg_fn=_warming_up(decay, every))
         self.every, self.after = every, after
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.after and (step_idx + 1) % self.every == 0
+
+
+def _warming_up(decay: float, every: int) -> Callable[[Any, Any, Any], None]:
+    """Update all tensors of one kind at once, with a decay that rises to its value."""
+
+    def update(averaged: Any, current: Any, updates: Any) -> None:
+        steps = int(updates) * every
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)) ** every)(averaged, current, updates)
+
+    return update
 
 
 class PicturePanels(Callback):
