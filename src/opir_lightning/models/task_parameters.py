@@ -6,6 +6,7 @@ rescales and shifts what was predicted for every pixel, weighted by the code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,18 +20,18 @@ SUM_SHARE = 0.1  # what a predicted change of all taps of a kernel counts, again
 class TaskAware(nn.Module):
     r"""Numbers that belong to a task and depend on its severity: :math:`\sum_t c_t (a_t + A_t \cdot s)`.
 
-    c is the task distribution and s the severity vector of the code; a starts as stated, A at 0.
+    c is the task distribution and s the severity vector of the code; a and A start at 0.
 
     Args:
         tasks: number of tasks T; 1 makes the numbers common to all tasks, and the code is not read.
         severity_size: S.
-        start: ``(*shape)``, what every task starts with.
+        shape: of the numbers.
     """
 
-    def __init__(self, *, tasks: int, severity_size: int, start: Tensor) -> None:
+    def __init__(self, *, tasks: int, severity_size: int, shape: Sequence[int]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(start.expand(tasks, *start.shape).clone())
-        self.severity_weight = nn.Parameter(torch.zeros(tasks, severity_size, *start.shape)) if tasks > 1 else None
+        self.weight = nn.Parameter(torch.zeros(tasks, *shape))
+        self.severity_weight = nn.Parameter(torch.zeros(tasks, severity_size, *shape)) if tasks > 1 else None
 
     def numbers(self, code: Code | None) -> Tensor:
         """``(B, *shape)`` (B = 1 where the code is not read)."""
@@ -52,8 +53,9 @@ class TaskAwareAffine(TaskAware):
     """
 
     def __init__(self, *, tasks: int, severity_size: int, channels: int, scale: float) -> None:
-        start = torch.stack([torch.full((channels,), scale), torch.zeros(channels)])
-        super().__init__(tasks=tasks, severity_size=severity_size, start=start)
+        super().__init__(tasks=tasks, severity_size=severity_size, shape=(2, channels))
+        with torch.no_grad():
+            self.weight[:, 0] = scale
 
     def coefficients(self, code: Code | None) -> tuple[Tensor, Tensor]:
         """Scale and shift, ``(B, channels)`` each (B = 1 where the code is not read)."""
@@ -128,7 +130,7 @@ class OperatorTaskParameters(nn.Module):
         self.affine = TaskAwareAffine(
             tasks=tasks, severity_size=severity_size, channels=channels, scale=1.0 if first_stage else 0.0
         )
-        self.gain = TaskAware(tasks=tasks, severity_size=severity_size, start=torch.zeros(groups))
+        self.gain = TaskAware(tasks=tasks, severity_size=severity_size, shape=(groups,))
         self.mix = nn.Parameter(torch.zeros(tasks, dilations, 3))
         identity = torch.zeros(channels)
         identity[kernel_size**2 // 2 : self.taps : kernel_size**2] = 1
