@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from opir_lightning import checkpoints
-from opir_lightning.checkpoints import FORMAT, find_weights, load_model, read_header, save_weights
+from opir_lightning.checkpoints import FORMAT, find_weights, load_model, read_header, save_weights, start_from
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
@@ -89,6 +89,38 @@ def test_weights_trained_with_a_named_backend_run_elsewhere(model, tmp_path):
     header["settings"] = json.dumps({**model.settings, "backend": "triton"})
     (tmp_path / "m.safetensors").write_bytes(safetensors.torch.save(tensors, header))
     assert_same_network(load_model(tmp_path / "m.safetensors")[0], model)
+
+
+def test_a_network_starts_from_the_weights_of_another(model, tmp_path):
+    save_weights(tmp_path / "m.safetensors", model)
+    net = OPIR.from_settings({**SETTINGS, "padding": "zeros"})
+    start_from(net, tmp_path / "m.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value)
+    assert net.settings["padding"] == "zeros"
+
+
+def test_one_stage_starts_two_of_which_the_second_does_nothing_yet(model, tmp_path):
+    torch.manual_seed(1)
+    one = OPIR.from_settings({**SETTINGS, "stages": 1})
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(0.1 * torch.rand(parameter.shape))
+    save_weights(tmp_path / "one.safetensors", one)
+    two = OPIR.from_settings(SETTINGS)
+    start_from(two, tmp_path / "one.safetensors")
+    image = torch.rand(1, 3, 24, 32)
+    with torch.no_grad():
+        restored, before = two.eval()(image), one.eval()(image)
+    assert torch.equal(restored.coarse, before.coarse)
+    assert not torch.equal(restored.coarse, image)
+    torch.testing.assert_close(restored.refined, restored.coarse)
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_settings_that_differ(model, tmp_path):
+    save_weights(tmp_path / "m.safetensors", model)
+    with pytest.raises(UserError, match="width is 4 there and 8 here"):
+        start_from(OPIR.from_settings({**SETTINGS, "width": 8}), tmp_path / "m.safetensors")
 
 
 def test_a_training_checkpoint_gives_its_averaged_weights(model, tmp_path):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from opir_lightning.errors import UserError
 from opir_lightning.losses import RestorationLoss, frequency, log_mse, rmse, uncertainty_nll
 from opir_lightning.types import Restoration
 
@@ -46,8 +47,8 @@ def test_one_stage_counts_once():
 
 def test_picture_terms_have_their_values():
     off = CLEAN + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
-    assert rmse(off, CLEAN).item() == pytest.approx(0.2, rel=1e-3)
-    assert log_mse(off, CLEAN).item() == pytest.approx((math.log(0.0101) + math.log(0.0901)) / 2, rel=1e-5)
+    assert rmse(off, CLEAN).tolist() == pytest.approx([0.1, 0.3], rel=1e-3)
+    assert log_mse(off, CLEAN).tolist() == pytest.approx([math.log(0.0101), math.log(0.0901)], rel=1e-5)
     wave = torch.zeros(1, 1, 8, 8)
     wave[..., ::2] = 1  # mean 1/2 and the highest frequency 1/2: two coefficients of 0.5 * sqrt(64) = 4 among 8 x 5 x 2
     assert frequency(wave, torch.zeros_like(wave)).item() == pytest.approx(2 * 4 / (8 * 5 * 2), rel=1e-5)
@@ -55,9 +56,9 @@ def test_picture_terms_have_their_values():
 
 def test_log_mse_stops_pulling_at_forty_decibels():
     nearly = (CLEAN + 1e-3).requires_grad_()
-    log_mse(nearly, CLEAN).backward()
+    log_mse(nearly, CLEAN).sum().backward()
     damaged = (CLEAN + 3e-2).requires_grad_()
-    log_mse(damaged, CLEAN).backward()
+    log_mse(damaged, CLEAN).sum().backward()
     assert nearly.grad.abs().max() < damaged.grad.abs().max()
 
 
@@ -89,3 +90,16 @@ def test_task_term_is_the_cross_entropy():
     loss = RestorationLoss(l1=1.0, task=1.0)(restoration(0.0, 0.0), CLEAN, torch.tensor([0, 1]))
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(2))) / 2
     assert loss.terms["task"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_task_weights_are_factors_of_the_pictures_of_a_task_and_are_not_logged():
+    r = restoration(0.0, 0.0)._replace(refined=CLEAN + torch.tensor([0.1, 0.3]).view(2, 1, 1, 1))
+    loss = RestorationLoss(l1=1.0, coarse=0.0, tasks=["none", "noise"], task_weights={"noise": 3.0})
+    terms = loss(r, CLEAN, torch.tensor([0, 1]))
+    assert terms.total.item() == pytest.approx((0.1 + 3 * 0.3) / 2, rel=1e-5)
+    assert terms.terms["refined/l1"].item() == pytest.approx(0.2, rel=1e-5)
+
+
+def test_a_weight_for_a_task_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match="'nois', and the tasks are none, noise"):
+        RestorationLoss(l1=1.0, tasks=["none", "noise"], task_weights={"nois": 3.0})

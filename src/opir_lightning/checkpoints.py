@@ -142,6 +142,41 @@ def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu
     return model.to(map_location).eval(), header
 
 
+def start_from(net: OPIR, path_or_name: Path | str) -> Header:
+    """Fill a network with the weights of another one of the same shape, to train on from there.
+
+    The weights of one stage may start a network of two: its second stage then starts at the identity operator, as in a
+    new network.
+
+    Args:
+        net: what to fill; it keeps its settings.
+        path_or_name: as in `find_weights`.
+
+    Returns:
+        The header of the file.
+
+    Raises:
+        UserError: the file is missing, broken or from something else, or its weights do not fit the network.
+    """
+    path = find_weights(path_or_name)
+    header, tensors = _read(path, tensors=True)
+    own = net.state_dict()
+    second_stage = {name: value for name, value in own.items() if name.startswith("task_parameters.1.")}
+    if header.settings.get("stages") == 1:
+        tensors = {**second_stage, **tensors}
+    try:
+        _compare(path, tensors, own)
+    except UserError as error:
+        differing = [
+            f"{name} is {header.settings.get(name)!r} there and {value!r} here"
+            for name, value in net.settings.items()
+            if header.settings.get(name) != value
+        ]
+        raise UserError(f"{error} Its settings differ: {'; '.join(differing) or 'in nothing'}.") from error
+    net.load_state_dict(tensors)
+    return header
+
+
 def _read(path: Path, *, tensors: bool) -> tuple[Header, dict[str, Tensor]]:
     header, values = _read_ckpt(path) if path.suffix == ".ckpt" else _read_safetensors(path, tensors=tensors)
     _check_settings(path, header.settings)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opir_lightning.errors import UserError
 from opir_lightning.types import Restoration
 
 
@@ -16,7 +18,7 @@ class LossTerms(NamedTuple):
 
     Attributes:
         total: scalar to minimise.
-        terms: detached scalars by name, before their weights.
+        terms: detached scalars by name, before all weights.
     """
 
     total: Tensor
@@ -24,33 +26,33 @@ class LossTerms(NamedTuple):
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error."""
-    return F.l1_loss(prediction, target)
+    """Mean absolute error of each picture, ``(B,)``; so are all terms below."""
+    return (prediction - target).abs().mean((1, 2, 3))
 
 
 def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
     """Mean of ``sqrt(error² + eps²)``, an L1 that is smooth at zero (Charbonnier et al., 1994)."""
-    return ((prediction - target).square() + eps**2).sqrt().mean()
+    return ((prediction - target).square() + eps**2).sqrt().mean((1, 2, 3))
 
 
 def rmse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Root-mean-square error of each picture, then the mean; weighs damaged pictures less than the MSE does."""
+    """Root-mean-square error; weighs damaged pictures less than the MSE does."""
     # 1e-6 is a thousandth of an 8-bit level squared: it only keeps the gradient finite where nothing is wrong.
-    return ((prediction - target).square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
+    return ((prediction - target).square().mean((1, 2, 3)) + 1e-6).sqrt()
 
 
 def log_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Natural logarithm of each picture's mean square error, then the mean: minus the PSNR in units of 4.34 dB.
+    """Natural logarithm of the mean square error: minus the PSNR in units of 4.34 dB.
 
     Floored at 40 dB: beyond, an undamaged picture would draw the whole gradient to itself.
     """
-    return ((prediction - target).square().mean((1, 2, 3)) + 1e-4).log().mean()
+    return ((prediction - target).square().mean((1, 2, 3)) + 1e-4).log()
 
 
 def frequency(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the orthonormal 2-D Fourier coefficients (as in MIMO-UNet, arXiv:2108.05054)."""
     difference = torch.fft.rfft2((prediction - target).float(), norm="ortho")
-    return torch.view_as_real(difference).abs().mean()
+    return torch.view_as_real(difference).abs().mean((1, 2, 3, 4))
 
 
 def uncertainty_nll(coarse: Tensor, uncertainty: Tensor, target: Tensor, beta: float) -> Tensor:
@@ -87,6 +89,13 @@ class RestorationLoss:
         task: weight of the cross-entropy of the estimated task against the label.
         coarse: factor for the picture terms of stage 1; stage 2 has 1.
         beta: see `uncertainty_nll`.
+        tasks: names of the task classes, in the order of the labels.
+        task_weights: factors, by task, of the picture terms; 1 for a task that is not named. An error of tone has the
+            same sign all over a crop, so its gradients add up, those of noise cancel: without factors, noise had a
+            fortieth of the gradient's energy in a five-task training, haze and low light had two thirds.
+
+    Raises:
+        UserError: a weight is given for a task that is not there.
     """
 
     def __init__(
@@ -101,10 +110,17 @@ class RestorationLoss:
         task: float = 0.0,
         coarse: float = 0.5,
         beta: float = 1.0,
+        tasks: Sequence[str] = (),
+        task_weights: Mapping[str, float] | None = None,
     ) -> None:
         weights = {"l1": l1, "charbonnier": charbonnier, "rmse": rmse, "log_mse": log_mse, "frequency": frequency}
         self.picture_weights = {name: weight for name, weight in weights.items() if weight}
         self.uncertainty, self.task, self.coarse, self.beta = uncertainty, task, coarse, beta
+        self.task_weights: Tensor | None = None
+        if task_weights:
+            if unknown := sorted(set(task_weights) - set(tasks)):
+                raise UserError(f"loss.task_weights has '{unknown[0]}', and the tasks are {', '.join(tasks)}.")
+            self.task_weights = torch.tensor([float(task_weights.get(name, 1.0)) for name in tasks])
 
     def __call__(self, restored: Restoration, clean: Tensor, task: Tensor) -> LossTerms:
         """Loss of a batch.
@@ -118,15 +134,21 @@ class RestorationLoss:
         stages = {"refined": (restored.refined, 1.0)}
         if not one_stage and self.coarse:
             stages["coarse"] = (restored.coarse, self.coarse)
-        weighted: list[tuple[str, Tensor, float]] = []
-        for stage, (picture, factor) in stages.items():
+        factors = None if self.task_weights is None else self.task_weights.to(task.device)[task]
+        terms: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for stage, (picture, share) in stages.items():
             for name, weight in self.picture_weights.items():
-                weighted.append((f"{stage}/{name}", PICTURE_TERMS[name](picture, clean), weight * factor))
+                values = PICTURE_TERMS[name](picture, clean)
+                terms[f"{stage}/{name}"] = values.detach().mean()
+                weighted.append(weight * share * (values if factors is None else values * factors).mean())
         # A map that is not learned has no gradient to give: its likelihood is no loss.
         if self.uncertainty and restored.uncertainty.requires_grad:
             nll = uncertainty_nll(restored.coarse, restored.uncertainty, clean, self.beta)
-            weighted.append(("uncertainty", nll, self.uncertainty))
+            terms["uncertainty"] = nll.detach()
+            weighted.append(self.uncertainty * nll)
         if self.task and restored.task_logits.shape[1] > 1:
-            weighted.append(("task", F.cross_entropy(restored.task_logits, task), self.task))
-        total = torch.stack([value * weight for _, value, weight in weighted]).sum()
-        return LossTerms(total, {name: value.detach() for name, value, _ in weighted})
+            entropy = F.cross_entropy(restored.task_logits, task)
+            terms["task"] = entropy.detach()
+            weighted.append(self.task * entropy)
+        return LossTerms(torch.stack(weighted).sum(), terms)

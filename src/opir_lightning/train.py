@@ -54,6 +54,7 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
     from hydra.utils import instantiate
     from lightning import seed_everything
 
+    from opir_lightning.checkpoints import start_from
     from opir_lightning.training import RestorationModule
 
     if plain["task_code"] not in ("blind", "label"):
@@ -68,8 +69,12 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
     except NothingFoundError as error:
         hint = "" if data.root is None else suggest_layout(data.root, roles=["train"])
         raise UserError(f"{error} {hint}".strip()) from error
+    net = instantiate(plain["model"], _convert_="all")
+    if plain["init"] is not None:
+        start_from(net, plain["init"])
+        log.info("Starting from the weights %s.", plain["init"])
     module = RestorationModule(
-        net=instantiate(plain["model"], _convert_="all"),
+        net=net,
         loss=instantiate(plain["loss"], _convert_="all"),
         optimizer=instantiate(plain["optimizer"], _convert_="all"),
         schedule=instantiate(plain["schedule"]),

@@ -170,6 +170,14 @@ def test_label_mode_and_one_stage_train_too(tmp_path):
     assert torch.isfinite(weights(module)).all()
 
 
+def test_a_run_starts_from_given_weights(tmp_path):
+    fit(tmp_path / "first", "trainer.max_steps=2", "trainer.limit_val_batches=0", "callbacks.best=null")
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    module, *_ = assemble(check_keys(configuration(tmp_path / "second", f"init={checkpoint}", "seed=5")))
+    for name, value in load_model(checkpoint)[0].state_dict().items():
+        assert torch.equal(module.net.state_dict()[name], value)
+
+
 def test_an_unknown_task_or_code_is_named(tmp_path):
     with pytest.raises(UserError, match=r"Unknown task 'snow'.*haze"):
         train(configuration(tmp_path, "tasks=[none,snow]"))
