@@ -117,6 +117,17 @@ def test_every_fault_of_a_damaged_copy_is_named(tmp_path, capsys, monkeypatch):
     assert_exactly(faults_in(said), expected)
 
 
+def test_a_set_that_is_grey_throughout_is_said_to_be_so_and_passes(tmp_path, capsys):
+    good_root(tmp_path)
+    for number in (0, 1):
+        save(255 - pixels(number)[..., 0], tmp_path / "WED" / f"{number}.png")
+    status, said = check(tmp_path, capsys)
+    assert status == 0, said
+    assert "2 of 4744, all grey" in said
+    save(255 - pixels(2), tmp_path / "WED" / "2.png")
+    assert_exactly(faults_in(check(tmp_path, capsys)[1]), [f"WED/{n}.png is greyscale" for n in (0, 1)])
+
+
 def test_odd_files_are_named_and_good_ones_with_odd_names_pass(tmp_path, capsys):
     good_root(tmp_path)
     clean, pairs = tmp_path / "BSD400", tmp_path / "Rain13K-train"

@@ -50,7 +50,9 @@ RESTORATION = {
             "GoPro/test/GOPR0384_11_00/blur/000001.png > GoPro/test/GOPR0384_11_00/sharp/000001.png",
             "GoPro/test/blur/Istanbul1.png > GoPro/test/sharp/Istanbul1.png",
         ],
+        "Levin": ["Levin/blur/im1_kernel3.png > Levin/sharp/im1.png"],
         "LOL": ["LOL-v1/eval15/low/1.png > LOL-v1/eval15/high/1.png"],
+        "PolyU": ["PolyU/noisy/chair_5.JPG > PolyU/clean/chair_5.JPG"],
     },
 }
 PROMPTIR = {

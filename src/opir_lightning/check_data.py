@@ -54,6 +54,8 @@ PUBLISHED = {
     "GoPro": 1111,
     "LOL-v1-train": 485,  # Wei et al. 2018
     "LOL": 15,
+    "Levin": 32,  # Levin et al. 2009: 4 pictures under 8 kernels
+    "PolyU": 100,  # Xu et al. 2018, cropped
 }
 
 
@@ -141,10 +143,17 @@ def _print_table(findings: Sequence[Findings], faults: Sequence[int], title: str
     table = Table(title=title)
     for column in ("for", "set", "pictures", "input PSNR", "faults"):
         table.add_column(column, justify="left" if column in ("for", "set") else "right")
-    for (listing, psnr, *_), wrong in zip(findings, faults, strict=True):
+    for found, wrong in zip(findings, faults, strict=True):
+        listing, psnr = found.listing, found.psnr
         published = publishedcount_sets(listing)
         count = f"{len(listing.items)}" if published is None else f"{len(listing.items)} of {published}"
-        table.add_row(listing.role, listing.name, count, "" if psnr is None else f"{psnr:.2f} dB", f"{wrong or ''}")
+        table.add_row(
+            listing.role,
+            listing.name,
+            f"{count}, all grey" if found.grey else count,
+            "" if psnr is None else f"{psnr:.2f} dB",
+            f"{wrong or ''}",
+        )
     Console().print(table)
 
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from opir_lightning.data.depth import relative_depth
 from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.data.mixture import Mixture, SampleNumbers
 from opir_lightning.data.samples import CollatePending, collate, degrade_pending
-from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder, relative_depth
+from opir_lightning.data.sources import BenchmarkNoise, CleanFolder, PairedFolder
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations import Blur, Haze, Identity, Noise, Rain
 from opir_lightning.errors import UserError

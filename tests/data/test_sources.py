@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from opir_lightning.data.images import read_rgb
-from opir_lightning.data.sources import EMBEDDED, PairedFolder
+from opir_lightning.data.images import read_rgb, to_tensor
+from opir_lightning.data.sources import EMBEDDED, PairedFolder, evaluation_pair
+from opir_lightning.data.store import ImageStore
 from opir_lightning.errors import UserError
 
 PHOTOGRAPH = min((EMBEDDED / "heldout").glob("*.jpg"))
@@ -120,3 +122,25 @@ def test_greyscale_of_sixteen_bits_keeps_its_tones(tmp_path):
     read = read_rgb(tmp_path / "deep.png")
     assert read.shape == (2, 3, 3)
     assert read[..., 0].tolist() == [[0, 0, 1], [100, 200, 255]]
+
+
+def test_a_shifted_pair_is_aligned_when_it_is_scored(tmp_path):
+    """The clean picture lies 2 rows lower and 3 columns further left than its blurred partner."""
+    photograph = np.array(Image.open(PHOTOGRAPH).convert("RGB"))[:100, :120]
+    blurred = photograph.astype(np.float32)
+    blurred = np.clip((blurred + np.roll(blurred, 1, 0) + np.roll(blurred, 1, 1)) / 3 + 0.5, 0, 255).astype(np.uint8)
+    for folder, image in (("blur", blurred[10:90, 10:110]), ("sharp", photograph[8:88, 13:113])):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "1.png")
+    store = ImageStore()
+
+    def pair(align: int):
+        source = PairedFolder("blur", "blur", "sharp", align=align)
+        (item,) = source.items(tmp_path, embedded="")
+        return evaluation_pair(source, item, store, None)
+
+    degraded, clean = pair(5)
+    assert degraded.shape == clean.shape == (3, 70, 90)
+    assert torch.equal(degraded, to_tensor(blurred[15:85, 15:105]))
+    assert torch.equal(clean, to_tensor(photograph[15:85, 15:105]))
+    assert torch.equal(pair(0)[1], to_tensor(photograph[8:88, 13:113]))

@@ -64,6 +64,7 @@ class Scene(NamedTuple):
         small: its thumbnail, see `overlaps.thumbnail`; None if it cannot be read.
         digests: of the pixels, by file name: of the degraded pictures, or of the clean one where there are none.
         psnr: of the degraded pictures against the clean one, in dB.
+        grey: names of the files that are greyscale of 8 bits.
         faults: one sentence each.
     """
 
@@ -71,6 +72,7 @@ class Scene(NamedTuple):
     small: np.ndarray | None
     digests: dict[str, bytes]
     psnr: list[float]
+    grey: list[str]
     faults: list[str]
 
 
@@ -82,12 +84,14 @@ class Findings(NamedTuple):
         psnr: mean over its pairs in dB; None without pairs.
         faults: one sentence each, those of the listing included.
         thumbnails: of its clean pictures, by file name below the data root.
+        grey: whether all its pictures are greyscale, as some sets were published; among others, one is a fault.
     """
 
     listing: Listing
     psnr: float | None
     faults: list[str]
     thumbnails: dict[str, np.ndarray]
+    grey: bool
 
 
 def list_sets(role: Role, sources: Mapping[str, Source], root: Path) -> tuple[list[Listing], list[str]]:
@@ -173,13 +177,14 @@ def inspect_set(listing: Listing, root: Path, pool: Executor, advance: Callable[
         pool: threads that decode.
         advance: called after each clean picture.
     """
-    faults, values = list(listing.faults), []
+    faults, grey, values = list(listing.faults), [], []
     thumbnails: dict[str, np.ndarray] = {}
     first: dict[bytes, str] = {}
     scenes = scenes_of(listing)
     decoded = pool.map(lambda scene: look_at(scene[0], scene[1], root, identical=listing.identical), scenes.items())
     for scene in decoded:
         faults += scene.faults
+        grey += scene.grey
         values += scene.psnr
         if scene.small is not None:
             thumbnails[scene.name] = scene.small
@@ -187,7 +192,10 @@ def inspect_set(listing: Listing, root: Path, pool: Executor, advance: Callable[
             if first.setdefault(digest, name) != name:
                 faults.append(f"{name} is the same picture as {first[digest]}, pixel for pixel")
         advance()
-    return Findings(listing, sum(values) / len(values) if values else None, faults, thumbnails)
+    all_grey = 0 < len(grey) == sum(1 + len(partners) for partners in scenes.values())
+    if not all_grey:
+        faults += [f"{name} is {KINDS['L']}, not 8-bit RGB" for name in grey]
+    return Findings(listing, sum(values) / len(values) if values else None, faults, thumbnails, all_grey)
 
 
 def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: bool = False) -> Scene:
@@ -200,7 +208,8 @@ def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: boo
         identical: equal partners are no fault.
     """
     name = _short(clean, root)
-    target, turn, faults = _decode(clean, name)
+    target, turn, grey, faults = _decode(clean, name)
+    greys = [name] if grey else []
     if turn != UPRIGHT:
         faults.append(f"{name} is stored turned or mirrored: its EXIF orientation, {turn}, is not applied")
     digests, values = {}, []
@@ -208,8 +217,9 @@ def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: boo
         digests[name] = _digest(target)
     for path in degraded:
         partner = _short(path, root)
-        pixels, other_turn, more = _decode(path, partner)
+        pixels, other_turn, grey, more = _decode(path, partner)
         faults += more
+        greys += [partner] if grey else []
         if pixels is None:
             continue
         digests[partner] = _digest(pixels)
@@ -225,7 +235,7 @@ def look_at(clean: Path, degraded: Sequence[Path], root: Path, *, identical: boo
             faults.append(f"{partner} is not degraded: its clean partner {name} has the same pixels")
         else:
             values.append(value)
-    return Scene(name, None if target is None else thumbnail(target), digests, values, faults)
+    return Scene(name, None if target is None else thumbnail(target), digests, values, greys, faults)
 
 
 def psnr(degraded: np.ndarray, clean: np.ndarray) -> float:
@@ -251,8 +261,15 @@ def unusual_kind(image: Image.Image) -> str | None:
     return KINDS.get(image.mode, f"of the mode {image.mode}")
 
 
-def _decode(path: Path, name: str) -> tuple[np.ndarray | None, int, list[str]]:
-    """The pixels ``(H, W, 3)`` uint8, or None, the EXIF orientation, and what is wrong with the file."""
+class _Decoded(NamedTuple):
+    pixels: np.ndarray | None  # (H, W, 3) uint8
+    turn: int  # the EXIF orientation
+    grey: bool  # greyscale of 8 bits: a fault or not, as the others of the set are
+    faults: list[str]
+
+
+def _decode(path: Path, name: str) -> _Decoded:
+    """A file's pixels, and what is wrong with it."""
     try:
         pixels = read_rgb(path)
         with Image.open(path) as image:
@@ -260,8 +277,9 @@ def _decode(path: Path, name: str) -> tuple[np.ndarray | None, int, list[str]]:
             # Asking where the header has none would decode a PNG file once more, up to its end.
             turn = image.getexif().get(ORIENTATION, UPRIGHT) if "exif" in image.info else UPRIGHT
     except UserError as error:
-        return None, UPRIGHT, [f"{name} cannot be read: {_reason(path, error.__cause__)}"]
-    return pixels, turn, [] if kind is None else [f"{name} is {kind}, not 8-bit RGB"]
+        return _Decoded(None, UPRIGHT, False, [f"{name} cannot be read: {_reason(path, error.__cause__)}"])
+    grey = kind == KINDS["L"]
+    return _Decoded(pixels, turn, grey, [] if kind is None or grey else [f"{name} is {kind}, not 8-bit RGB"])
 
 
 def _reason(path: Path, cause: BaseException | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import zlib
 from collections.abc import Sequence
@@ -14,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opir_lightning.data.alignment import aligned
+from opir_lightning.data.depth import relative_depth
 from opir_lightning.data.images import DEPTH_SUFFIXES, PictureFile, list_images, to_tensor
+from opir_lightning.data.pairing import check_names, folders_of, split_at_star
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Degradation
 from opir_lightning.degradations.noise import benchmark_noise
@@ -206,6 +208,8 @@ class PairedFolder:
             pair ``35_outdoor_hazy`` with ``35_outdoor_GT``.
         weight: share in the mixture.
         augmentation: ``flip`` is left-right only, so that recorded rain still falls.
+        align: up to this many pixels the two pictures of a pair may be shifted against each other. When they are
+            scored, the shift is found, and both are cut to what they share; training takes pairs as they are.
 
     Raises:
         UserError: ``match`` or ``partner`` is malformed, or the two folders do not have the same star.
@@ -218,12 +222,13 @@ class PairedFolder:
     partner: str = r"\1"
     weight: float = 1.0
     augmentation: Augmentation = "flip"
+    align: int = 0
     margin: int = field(init=False, default=0)
     degradation: None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        _check_names(self.match, self.partner)
-        stars = [_split_at_star(folder)[1] for folder in (self.degraded, self.clean)]
+        check_names(self.match, self.partner)
+        stars = [split_at_star(folder)[1] for folder in (self.degraded, self.clean)]
         if stars[1] and stars[0] != stars[1]:
             raise UserError(
                 f"`clean` is '{self.clean}' and `degraded` '{self.degraded}': what '{stars[1]}' stands for in `clean` "
@@ -244,7 +249,7 @@ class PairedFolder:
 
     def is_there(self, root: Path) -> bool:
         """Whether there is a folder of degraded pictures below ``root``."""
-        return bool(_folders(self.degraded, root))
+        return bool(folders_of(self.degraded, root))
 
     def pairing(self, root: Path) -> Pairing:
         """Who belongs to whom, and who to nobody; a folder of degraded pictures must be there.
@@ -252,12 +257,12 @@ class PairedFolder:
         Raises:
             UserError: one of the folders has no partner folder.
         """
-        clean_folders = _folders(self.clean, root)
+        clean_folders = folders_of(self.clean, root)
         pictures = {text: list_images(folder) for text, folder in clean_folders.items()}
         by_stem = {text: {path.stem: path for path in paths} for text, paths in pictures.items()}
-        before, star, after = _split_at_star(self.clean)
+        before, star, after = split_at_star(self.clean)
         items, missing = [], []
-        for text, folder in _folders(self.degraded, root).items():
+        for text, folder in folders_of(self.degraded, root).items():
             shared = text if star else ""
             if shared not in by_stem:
                 clean = root / f"{before}{shared}{after}"
@@ -281,70 +286,9 @@ class PairedFolder:
         raise ValueError(f"{item.name}: a pair from files is not degraded again.")
 
 
-def _check_names(match: str, partner: str) -> None:
-    """Raise a `UserError` that names the setting if the rule cannot pair anything."""
-    try:
-        pattern = re.compile(match)
-    except re.error as error:
-        raise UserError(f"`match` is '{match}', which is no regular expression: {error}.") from error
-    if not pattern.groups:
-        raise UserError(
-            f"`match` is '{match}'; put the part that the two names share in parentheses, as in '(.+)_hazy'."
-        )
-    # Templates can only be checked on a match, so one with as many groups, all empty, stands in.
-    names = {number: f"?P<{name}>" for name, number in pattern.groupindex.items()}
-    stand_in = re.match("".join(f"({names.get(group + 1, '')})" for group in range(pattern.groups)), "")
-    assert stand_in is not None  # empty groups match anywhere
-    try:
-        stand_in.expand(partner)
-    except (re.error, IndexError) as error:
-        raise UserError(
-            f"`partner` is '{partner}', which does not fit `match` '{match}' with its {pattern.groups} "
-            f"group{'' if pattern.groups == 1 else 's'}: {error}."
-        ) from error
-
-
-def _split_at_star(folder: str) -> tuple[str, str, str]:
-    """A folder's name before its star, the star (``*``, ``**/`` or nothing) and the name after it."""
-    folder = PurePosixPath(folder).as_posix()
-    before, star, after = folder.partition("**/" if "**/" in folder else "*")
-    if "*" in before + after:
-        raise UserError(f"The folder '{folder}' has more than one star; it may have one '*' or one '**/'.")
-    return before, star, after
-
-
-def _folders(folder: str, root: Path) -> dict[str, Path]:
-    """The folders below ``root`` that a name stands for, sorted, by what stands for its star."""
-    before, star, after = _split_at_star(folder)
-    if not star:
-        return {"": root / before} if (root / before).is_dir() else {}
-    found = sorted(path for path in root.glob(glob.escape(before) + star + glob.escape(after)) if path.is_dir())
-    names = [path.relative_to(root).as_posix() for path in found]
-    return {name[len(before) : len(name) - len(after)]: path for name, path in zip(names, found, strict=True)}
-
-
 def _clean_items(folders: Sequence[str], root: Path | None, embedded: str) -> list[Item]:
     where = [EMBEDDED / embedded] if root is None else [root / folder for folder in folders]
     return [Item(path.stem, path, None) for folder in where if folder.is_dir() for path in list_images(folder)]
-
-
-FARTHEST = 20.0  # in units of the nearest: where disparity goes to 0 (the sky), depth would go to infinity
-
-
-def relative_depth(values: np.ndarray, *, disparity: bool = False) -> np.ndarray:
-    """Depth in units of the picture's mean depth.
-
-    Args:
-        values: ``(H, W)``, at least 0, any unit: depth, or disparity.
-        disparity: near is large: depth is 1 / disparity, at most FARTHEST times that of the nearest point.
-
-    Returns:
-        ``(H, W)`` float32, mean 1.
-    """
-    depth = values.astype(np.float32)
-    if disparity:
-        depth = 1 / np.maximum(depth, depth.max() / FARTHEST)
-    return depth / np.float32(depth.mean(dtype=np.float64))
 
 
 def read_pair(item: Item, store: ImageStore) -> tuple[np.ndarray, np.ndarray | None]:
@@ -374,7 +318,9 @@ def evaluation_pair(source: Source, item: Item, store: ImageStore, severity: flo
     clean_pixels, degraded_pixels = read_pair(item, store)
     clean = to_tensor(clean_pixels)
     if degraded_pixels is not None:
-        return to_tensor(degraded_pixels), clean
+        degraded = to_tensor(degraded_pixels)
+        shift = source.align if isinstance(source, PairedFolder) else 0
+        return aligned(degraded, clean, most=shift) if shift else (degraded, clean)
     generator = torch.Generator().manual_seed(zlib.crc32(item.clean.name.encode()))
     depth = source.depth(item, store)
     return source.degrade(clean, item, generator, severity, None if depth is None else torch.from_numpy(depth)), clean
