@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -143,9 +144,32 @@ def test_packaged_weights_are_found_by_name_and_listed_when_missing(model, tmp_p
     with pytest.raises(UserError, match="no weights come with this installation"):
         load_model("opir_small")
     save_weights(tmp_path / "opir_small.safetensors", model)
+    write_sums(tmp_path)
     assert_same_network(load_model("opir_small")[0], model)
     with pytest.raises(UserError, match="no weights file 'opir_smal', and the packaged names are opir_small"):
         load_model("opir_smal")
+
+
+def write_sums(folder: Path) -> None:
+    """As ``sha256sum *.safetensors`` writes them."""
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in folder.glob("*.safetensors")]
+    (folder / checkpoints.CHECKSUMS).write_text("".join(sums))
+
+
+def test_packaged_weights_that_were_changed_are_refused_and_files_elsewhere_need_no_checksum(
+    model, tmp_path, monkeypatch
+):
+    packaged, elsewhere = tmp_path / "weights", tmp_path / "mine.safetensors"
+    monkeypatch.setattr(checkpoints, "_WEIGHTS_DIR", packaged)
+    save_weights(packaged / "opir_small.safetensors", model)
+    with pytest.raises(UserError, match="install the package again"):
+        load_model("opir_small")
+    write_sums(packaged)
+    save_weights(packaged / "opir_small.safetensors", model, {"step": 7})
+    with pytest.raises(UserError, match="install the package again"):
+        read_header("opir_small")
+    (packaged / "opir_small.safetensors").rename(elsewhere)
+    assert_same_network(load_model(elsewhere)[0], model)
 
 
 class Payload:

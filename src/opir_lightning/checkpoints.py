@@ -8,6 +8,7 @@ read too: ``model_settings`` and, under ``state_dict``, the averaged weights (th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile fi
 
 _NET_PREFIX = "net."
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
+CHECKSUMS = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -46,13 +48,13 @@ class Header(NamedTuple):
     metadata: dict[str, Any]
 
 
-def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, str | int | float | bool] | None = None) -> None:
+def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a model's weights and settings as one safetensors file, atomically.
 
     Args:
         path: file to write, ``.safetensors``; an existing one is replaced.
         model: its ``state_dict`` is stored with the dtypes it has.
-        metadata: plain values for the reader, e.g. ``{"step": 20000, "psnr": 27.1}``.
+        metadata: for the reader, whatever JSON can hold, e.g. ``{"step": 20000, "psnr": {"Rain100L": 27.1}}``.
 
     Raises:
         UserError: the path has another suffix, which no reader would recognise.
@@ -177,7 +179,21 @@ def start_from(net: OPIR, path_or_name: Path | str) -> Header:
     return header
 
 
+def _verify_packaged(path: Path) -> None:
+    """Raise `UserError` if a file of the package is not the one that was packed; other files have no checksum."""
+    if path.parent != _WEIGHTS_DIR:
+        return
+    sums = _WEIGHTS_DIR / CHECKSUMS
+    lines = sums.read_text().splitlines() if sums.is_file() else []
+    wanted = {name.strip(): digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if hashlib.sha256(path.read_bytes()).hexdigest() != wanted.get(path.name):
+        raise UserError(
+            f"The packaged weights '{path.name}' are not those that were packed: install the package again."
+        )
+
+
 def _read(path: Path, *, tensors: bool) -> tuple[Header, dict[str, Tensor]]:
+    _verify_packaged(path)
     header, values = _read_ckpt(path) if path.suffix == ".ckpt" else _read_safetensors(path, tensors=tensors)
     _check_settings(path, header.settings)
     return header, values

@@ -19,12 +19,19 @@ from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.inference import choose_tile, restore_tiled
 from opir_lightning.models import OPIR
 from opir_lightning.pictures import panel, save_picture
-from opir_lightning.provenance import provenance
 
 SHEET_WIDTH = 300
 
 
-def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_dir: Path, *, steps: int) -> None:
+def report_run(
+    net: OPIR,
+    data: RestorationData,
+    plain: Mapping[str, Any],
+    run_dir: Path,
+    *,
+    steps: int,
+    started: Mapping[str, str],
+) -> None:
     """Save the weights, score the validation sets with them, draw them, print the table and the next commands.
 
     Args:
@@ -33,9 +40,10 @@ def report_run(net: OPIR, data: RestorationData, plain: Mapping[str, Any], run_d
         plain: the resolved configuration.
         run_dir: where everything goes.
         steps: of the training.
+        started: provenance of the training, as it was at its start.
     """
     net.eval()
-    meta = {**provenance(), "experiment": plain["name"], "seed": plain["seed"], "steps": steps}
+    meta = {**started, "experiment": plain["name"], "seed": plain["seed"], "init": plain["init"] or "", "steps": steps}
     weights = run_dir / "model.safetensors"
     save_weights(weights, net, meta)
     sets = [val_set.whole() for val_set in data.val_sets]

@@ -36,15 +36,17 @@ def train(config: DictConfig) -> Path:
     """
     plain = check_keys(config)
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
+    from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
 
+    started = provenance()  # the code that trains, whatever is checked out at the end
     module, data, trainer, run_dir = assemble(plain)
     resume = _resume_from(plain["resume"])
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
     if trainer.is_global_zero:
-        report_run(module.net, data, plain, run_dir, steps=trainer.global_step)
+        report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
     return run_dir
 
 
