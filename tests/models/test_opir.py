@@ -7,7 +7,7 @@ import torch
 
 from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
-from opir_lightning.models.degradation_code import Standardise, image_statistics, native_crops
+from opir_lightning.models.degradation_code import CodeEstimator, Standardise, image_statistics, native_crops
 
 TASKS = ["none", "noise", "rain"]
 SMALL = {
@@ -103,6 +103,17 @@ def test_a_given_label_replaces_the_estimate_and_minus_one_does_not():
     code = net.estimate_code(image, torch.tensor([2, -1]))
     torch.testing.assert_close(code.task[0], torch.tensor([0.0, 0.0, 1.0]))
     torch.testing.assert_close(code.task[1], code.task_logits[1].softmax(0))
+
+
+def test_what_the_crops_of_a_picture_say_adds_up():
+    """Four equal quarters are four witnesses that say the same: four times the logits, the severity of one."""
+    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4).eval()
+    quarter = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, four = estimator(quarter), estimator(quarter.repeat(1, 1, 2, 2))
+    torch.testing.assert_close(four.task_logits, 4 * one.task_logits)
+    torch.testing.assert_close(four.task, (4 * one.task_logits).softmax(1))
+    torch.testing.assert_close(four.severity, one.severity)
 
 
 def test_code_is_estimated_from_native_crops_that_reach_the_corners():
