@@ -1,6 +1,6 @@
 """Does the estimated code name the damage, and what would a given label gain?
 
-python experiments/five_task/code.py WEIGHTS data.root=DIR [-o FILE]
+python experiments/five_task/task_code.py WEIGHTS data.root=DIR [-o FILE]
 
 Every validation photograph (the embedded held-out ones without data.root) is damaged by each task at several
 severities, and its centre restored twice: blind, and told the task. A sample counts as named rightly if the likeliest
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("overrides", nargs="*", help="data.root=DIR")
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "code.json")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "task_code.json")
     arguments = parser.parse_args()
     model, _ = load_model(arguments.weights)
     register_schemas()
