@@ -172,6 +172,13 @@ def test_packaged_weights_that_were_changed_are_refused_and_files_elsewhere_need
     assert_same_network(load_model(elsewhere)[0], model)
 
 
+def test_the_weights_that_ship_tell_where_they_come_from():
+    for name in checkpoints.available_weights():
+        header = load_model(name)[1]
+        assert {"commit", "experiment", "steps", "crops", "data", "psnr"} <= header.metadata.keys(), name
+        assert all(len(pair) == 2 for pair in header.metadata["psnr"].values())
+
+
 class Payload:
     """Unpickling this creates a file: code that runs if anything unpickles without care."""
 

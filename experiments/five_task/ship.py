@@ -12,6 +12,7 @@ import argparse
 import csv
 import hashlib
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,15 @@ def examples(model: OPIR) -> Any:
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         made = instantiate(compose("train", ["experiment=five_task", "run_dir=."]).degradations, _convert_="all")
     rows: dict[str, list[Tensor]] = {}
-    for number, path in enumerate(list_images(EMBEDDED / "heldout")[:5]):
-        task = model.tasks[1:][number]
+    damages = [task for task in model.tasks if task != "none"]
+    for number, (task, path) in enumerate(zip(damages, cycle(list_images(EMBEDDED / "heldout")), strict=False)):
         clean = to_tensor(read_rgb(path))
         generator = torch.Generator().manual_seed(number)
         damaged = made[task](clean, generator=generator, severity=SEVERITY)
         with torch.inference_mode():
             restored = model(damaged[None])
-        rows[f"{task}: {path.stem}"] = [damaged, restored.refined[0], restored.uncertainty[0], clean]
+        named = model.tasks[int(restored.task_logits.argmax())]
+        rows[f"{task}: {path.stem} (named: {named})"] = [damaged, restored.refined[0], restored.uncertainty[0], clean]
     return panel(rows, columns=("damaged", "restored", "uncertainty of stage 1", "good"), width=WIDTH)
 
 
