@@ -75,6 +75,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
     ) -> None:
         self.names, self.sources = list(sources), list(sources.values())
         self.weights = np.array([source.weight for source, _ in self.sources], dtype=float)
+        self.cumulative = np.cumsum(self.weights / self.weights.sum())
         self.labels = [list(tasks).index(source.task) for source, _ in self.sources]
         self.store, self.crop, self.seed, self.label_share = store, crop, seed, label_share
         self.curriculum, self.pending, self.degrade_here = curriculum, pending, degrade_here
@@ -114,10 +115,10 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         return Sample(centre(degraded, self.crop), centre(clean, self.crop), *about)
 
     def _source(self, number: int, drawn: float) -> int:
-        weights = self.weights
+        cumulative = self.cumulative
         if self.curriculum is not None:
-            weights = weights * [self.curriculum.factor(name, number) for name in self.names]
-        cumulative = np.cumsum(weights / weights.sum())
+            weights = self.weights * [self.curriculum.factor(name, number) for name in self.names]
+            cumulative = np.cumsum(weights / weights.sum())
         # Rounding may leave the last cumulative weight a hair below 1.
         return min(int(np.searchsorted(cumulative, drawn, side="right")), len(self.sources) - 1)
 

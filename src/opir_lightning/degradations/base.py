@@ -149,11 +149,14 @@ def numpy_generator(generator: torch.Generator) -> np.random.Generator:
 def pick_severity(severity: float | None, bounds: Interval, rng: np.random.Generator) -> float:
     """The given severity, or one drawn uniformly. Draws in both cases, so that a given one moves nothing else."""
     drawn = float(rng.uniform(*bounds))
-    if severity is None:
-        return drawn
-    if not 0 <= severity <= 1:
+    check_severity(severity)
+    return drawn if severity is None else float(severity)
+
+
+def check_severity(severity: float | None) -> None:
+    """Raise ``UserError`` unless a severity is unstated or lies in [0, 1]."""
+    if severity is not None and not 0 <= severity <= 1:
         raise UserError(f"severity is {severity!r}; it must lie between 0 (hardly anything) and 1 (the worst).")
-    return float(severity)
 
 
 def between(bounds: Interval, position: float) -> float:

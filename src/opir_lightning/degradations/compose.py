@@ -18,6 +18,7 @@ from opir_lightning.degradations.base import (
     as_share,
     between,
     check_image,
+    check_severity,
     finish,
     new_seed,
     numpy_generator,
@@ -146,6 +147,9 @@ class Identity(Batched):
 
     def draw(self, height: int, width: int, *, generator: torch.Generator, severity: float | None = None) -> Trace:
         """As :class:`~opir_lightning.degradations.base.Batched`."""
+        check_severity(severity)
+        if self.sigma_255 == (0.0, 0.0):  # nothing is random; drawing took a fifth of the time of a clean crop
+            return Trace(0.0, 0)
         amount = pick_severity(severity, self.severity, numpy_generator(generator))
         return Trace(between(self.sigma_255, amount), new_seed(generator))
 
