@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from opir_lightning.degradations import Lamp, LowLight, underexpose
+from opir_lightning.degradations import Backlight, Lamp, LowLight, underexpose
 from opir_lightning.errors import UserError
 
 
@@ -12,7 +12,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-NOISELESS = {"electrons": 1e9, "read_electrons": 1e-3, "lamp_share": 0.0}
+NOISELESS = {"electrons": 1e9, "read_electrons": 1e-3, "lamp_share": 0.0, "backlit_share": 0.0}
 
 
 def test_formula_on_grey():
@@ -59,7 +59,14 @@ def test_cast_stays_in_its_range_and_leaves_green():
 
 def test_noise_is_that_of_the_sensor_and_fades_with_the_square_of_severity():
     degrade = LowLight(
-        [0.2, 0.2], curve=1.0, cast=1.0, electrons=2000, read_electrons=5, lamp_share=0.0, quantise=False
+        [0.2, 0.2],
+        curve=1.0,
+        cast=1.0,
+        electrons=2000,
+        read_electrons=5,
+        lamp_share=0.0,
+        backlit_share=0.0,
+        quantise=False,
     )
     light = 0.2 * 0.214041
     slope = 1.055 / 2.4 * light ** (1 / 2.4 - 1)
@@ -93,6 +100,30 @@ def test_lamps_are_as_frequent_as_stated_and_fade_with_severity():
     assert half[1:] == full[1:]
 
 
+def test_what_lies_in_the_light_is_exposed_rightly_and_is_where_the_picture_is_bright():
+    picture = torch.full((3, 60, 80), 0.2)
+    picture[..., 40:] = 0.7
+    knots = np.zeros((4, 4), np.float32)
+    light = underexpose(picture, exposure=0.1, backlight=Backlight(0.0, 0.5, bright=2.0, grain=4, knots=knots))
+    shade = underexpose(picture, exposure=0.1)
+    full = underexpose(picture, exposure=1.0)
+    torch.testing.assert_close(light[..., 46:], full[..., 46:])
+    torch.testing.assert_close(light[..., :36], shade[..., :36])
+    half = underexpose(picture, exposure=0.1, backlight=Backlight(0.5, 0.5, bright=2.0, grain=4, knots=knots))
+    torch.testing.assert_close(half[..., 46:], full[..., 46:] * 0.1**0.5)
+
+
+def test_backlight_is_as_frequent_as_stated_and_draws_nothing_else_anew():
+    degrade, generator = LowLight(backlit_share=0.3, lit_area=[0.2, 0.5]), seeded()
+    backlights = [degrade.draw(8, 8, generator=generator).backlight for _ in range(300)]
+    areas = [backlight.area for backlight in backlights if backlight is not None]
+    assert 65 < len(areas) < 115
+    assert 0.2 <= min(areas) < 0.25
+    assert 0.45 < max(areas) <= 0.5
+    never, always = (LowLight(backlit_share=share).draw(8, 8, generator=seeded()) for share in (0.0, 1.0))
+    assert never == always._replace(backlight=None)
+
+
 def test_high_severity_is_as_dark_as_lol(photo):
-    means = [float(LowLight()(photo, generator=seeded(i), severity=0.9).mean()) for i in range(6)]
+    means = [float(LowLight(backlit_share=0)(photo, generator=seeded(i), severity=0.9).mean()) for i in range(6)]
     assert 0.02 < np.mean(means) < 0.1  # LOL-v1 train: 0.06, half of them 0.043 to 0.084

@@ -45,6 +45,7 @@ DAMAGING = {
     "measured": measured_blur(),
     "low_light": LowLight(),
     "lamp": LowLight(lamp_share=1.0),
+    "backlight": LowLight(backlit_share=1.0),
     "compose": Compose([Haze(), Blur(), Noise()]),
     "some": Compose([Blur(), LowLight()], shares=[0.5, 0.8]),
 }
@@ -140,7 +141,8 @@ def test_unstated_severity_is_drawn_from_the_configured_range(photo):
 
 
 @pytest.mark.parametrize(
-    "name", ["rain", "haze", "shake", "object", "low_light", "lamp", "sensor_noise", "camera_noise", "noise"]
+    "name",
+    ["rain", "haze", "shake", "object", "low_light", "lamp", "backlight", "sensor_noise", "camera_noise", "noise"],
 )
 def test_threads_do_not_change_the_result(name):
     clean = torch.rand(3, 190, 230, generator=seeded())  # 131,100 values: torch splits work from 32,768 on
@@ -234,6 +236,7 @@ def test_wrong_severity_is_refused(name, severity, photo):
         (Noise, {"camera_sigma_255": [0, 0.5]}, "sigma_255=127.5"),
         (Noise, {"luma_share": [0, 2]}, "luma_share"),
         (LowLight, {"lamp": [0.5, 2]}, "lamp"),
+        (LowLight, {"lit_stops": [0, 2]}, "lit_stops"),
         (LowLight, {"exposure": [1.0, 0.0]}, "exposure"),
         (Identity, {"sigma_255": 10}, "sigma_255"),
         (Compose, {"steps": []}, "at least one"),

@@ -65,7 +65,7 @@ def test_any_size_comes_back_in_its_size(size):
 
 def test_uncertainty_is_strictly_positive_even_where_the_net_says_none():
     net = make()
-    torch.nn.init.constant_(net.stages[0].uncertainty.bias, -200.0)
+    torch.nn.init.constant_(net.uncertainty_head.project.bias, -200.0)
     assert net(picture(16, 16)).uncertainty.min() > 0
 
 
@@ -246,14 +246,14 @@ def test_folded_task_parameters_equal_project_then_rescale_shift_and_amplify():
     operator = net.predict_operator(image, torch.ones(2, 1, 12, 10), code, stage=0)
     raw = prediction.projection(operator.features.movedim(1, -1)).movedim(-1, 1)
     change = parameters.affine(raw, code)
-    gain = parameters.gain.numbers(code).exp()
+    gain = parameters.gain.numbers(code).exp()[..., None, None]
     for colour in range(3):
         taps = change[:, 9 * colour : 9 * colour + 9]
         taps = taps - 0.9 * taps.mean(1, keepdim=True)
         taps[:, 4] += 1
-        slow = gain[:, colour, None, None, None] * taps
+        slow = gain[:, colour, None] * taps
         torch.testing.assert_close(operator.predict()[:, 9 * colour : 9 * colour + 9], slow, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(operator.predict()[:, 27:], gain[..., None, None] * change[:, 27:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(operator.predict()[:, 27:], gain * change[:, 27:], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_gain_and_the_offset_change_the_brightness_of_a_flat_picture_much():
@@ -261,7 +261,7 @@ def test_only_the_gain_and_the_offset_change_the_brightness_of_a_flat_picture_mu
     parameters = net.task_parameters[0]
     flat = torch.full((1, 3, 20, 20), 0.4)
     with torch.no_grad():
-        parameters.mix += torch.tensor([[0.7], [-0.1]])  # their sum stays 1
+        parameters.mix.weight += torch.tensor([[0.7], [-0.1]])  # their sum stays 1
         parameters.affine.weight[0, 1, :27] = 0.01  # all taps by as much: nine times that, lessened to a tenth
         torch.testing.assert_close(net(flat).coarse, flat * (1 + 9 * 0.01 * 0.1))
         parameters.affine.weight[0, 1, :27] = 0
@@ -295,7 +295,8 @@ def test_the_mean_of_the_taps_is_read_off_their_projection():
     image = picture(12, 14)
     operator = net.predict_operator(image, torch.ones(1, 1, 12, 14), net.estimate_code(image), stage=0)
     mean = operator.predict()[:, :27].mean(1, keepdim=True).abs()
-    torch.testing.assert_close(operator.uncertainty, mean + 4e-4, rtol=1e-4, atol=1e-5)
+    map_ = net.perceive_uncertainty(image, image, operator, None)
+    torch.testing.assert_close(map_, mean + 4e-4, rtol=1e-4, atol=1e-5)
 
 
 def test_under_autocast_the_identity_operator_stays_exact():
@@ -320,3 +321,14 @@ def test_statistics_are_standardised_by_what_was_seen_first_and_the_same_in_use(
     standardise(later)  # past the limit: nothing moves any more
     torch.testing.assert_close(standardise.eval()(first), seen)
     assert standardise(later).min() == -5
+
+
+def test_the_map_knows_what_the_operator_changed():
+    """Unlike the rest of the picture, a patch that comes out changed by much is uncertain."""
+    head = make().uncertainty_head
+    image = torch.full((1, 3, 48, 48), 0.5)
+    result = image.clone()
+    result[..., 16:24, 16:24] += 0.2
+    uncertainty = head(torch.zeros(1, 8, 48, 48), image, result, None)
+    assert uncertainty[..., 17:23, 17:23].min() > 1.2 * uncertainty[..., 36:, 36:].max()
+    assert uncertainty[..., : 16 - head.reach, :].std() < 1e-6

@@ -71,3 +71,23 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # The shuffle drops channels_last, and every norm after it would then run strided.
         return F.pixel_shuffle(self.expand(x), 2).contiguous(memory_format=torch.channels_last)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples; every size from 1x1 can be padded so."""
+    if torch.compiler.is_exporting():  # by gathers: a branch would bind the program to sizes like that of its example
+        for axis in (2, 3):
+            length = x.shape[axis]
+            places = torch.arange((length + multiple - 1) // multiple * multiple, device=x.device)
+            x = x.index_select(axis, places.clamp(max=length - 1))
+        return x
+    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def cut(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo the padding."""
+    if torch.compiler.is_exporting():  # a slice would have to prove that the padded side is no shorter than the picture
+        rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
+        return x.index_select(2, rows).index_select(3, columns)
+    return x[..., :height, :width]

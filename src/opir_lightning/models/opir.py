@@ -17,6 +17,7 @@ from opir_lightning.models.degradation_code import CodeEstimator
 from opir_lightning.models.predictor import OperatorPredictor
 from opir_lightning.models.settings import read_settings
 from opir_lightning.models.task_parameters import OperatorProjection, OperatorTaskParameters, TaskAwareAffine
+from opir_lightning.models.uncertainty import SMALLEST, UncertaintyHead
 from opir_lightning.ops.operator_conv import Backend
 from opir_lightning.ops.predict_and_apply import predict_and_apply
 from opir_lightning.types import Code, Restoration
@@ -25,9 +26,6 @@ TaskParameters = Literal["after", "before", "off"]
 Uncertainty = Literal["learned", "tap_mean", "off"]
 Padding = Literal["reflect", "zeros", "replicate"]
 
-# The map is an expected absolute error; below this, a tenth of an 8-bit level, dividing by it only amplifies rounding.
-SMALLEST_UNCERTAINTY = 4e-4
-
 
 class Operator(NamedTuple):
     """What is predicted for one stage.
@@ -35,12 +33,10 @@ class Operator(NamedTuple):
     Attributes:
         features: ``(B, F, H, W)``, from which the taps and offsets of a pixel are projected where they are applied.
         projection: of the features to taps and offsets, and the weights that mix the dilations.
-        uncertainty: ``(B, 1, H, W)`` of the stage's result, or None where it is not wanted.
     """
 
     features: Tensor
     projection: OperatorProjection
-    uncertainty: Tensor | None
 
     def predict(self) -> Tensor:
         """Taps and offsets of every pixel, ``(B, G·K² [+ 3], H, W)``: for a look at them; it is large."""
@@ -142,8 +138,8 @@ class OPIR(nn.Module):
         ]
         self.task_parameters = nn.ModuleList(task_aware)
         # How wrong stage 1 will be depends on the damage as much as on the pixel: the map sees the code as well.
-        self.task_parameters_uncertainty = (
-            TaskAwareAffine(tasks=len(tasks) if aware else 1, severity_size=severity_size, channels=1, scale=1.0)
+        self.uncertainty_head = (
+            UncertaintyHead(features=features, tasks=len(tasks) if aware else 1, severity_size=severity_size)
             if uncertainty == "learned"
             else None
         )
@@ -160,7 +156,6 @@ class OPIR(nn.Module):
                 ),
                 features=features,
                 channels=channels,
-                uncertainty=uncertainty == "learned",
                 before=TaskAwareAffine(tasks=len(tasks), severity_size=severity_size, channels=features, scale=1.0)
                 if task_parameters == "before"
                 else None,
@@ -172,6 +167,8 @@ class OPIR(nn.Module):
         self.stride: int = predictor.stride
         operator_reach = (kernel_size // 2) * max(self.dilations)
         self.receptive_field: int = stages * (predictor.reach + operator_reach)
+        if self.uncertainty_head is not None:
+            self.receptive_field += self.uncertainty_head.reach
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> OPIR:
@@ -197,11 +194,10 @@ class OPIR(nn.Module):
         """
         prediction = self.stages[min(stage, len(self.stages) - 1)]
         assert isinstance(prediction, _Prediction)
-        features, raw_uncertainty = prediction(image, guidance, code)
+        features = prediction(image, guidance, code)
         parameters, blind = self.task_parameters[stage], prediction.projection
         projection = parameters(blind.weight, blind.bias, code, batch=len(image))
-        uncertainty = self._uncertainty(features, projection, raw_uncertainty, code) if stage == 0 else None
-        return Operator(features, projection, uncertainty)
+        return Operator(features, projection)
 
     def apply_operator(self, image: Tensor, operator: Operator) -> Tensor:
         """Apply one predicted operator at every dilation, mix, add the offsets; ``(B, 3, H, W)``, not clamped."""
@@ -216,6 +212,25 @@ class OPIR(nn.Module):
             backend=self.backend,
             fused=self.fused,
         )
+
+    def perceive_uncertainty(self, image: Tensor, result: Tensor, operator: Operator, code: Code | None) -> Tensor:
+        """The map ``(B, 1, H, W)`` of a stage's result: its expected absolute error, positive, in image units.
+
+        Args:
+            image, result: ``(B, 3, H, W)``, before and after the operator.
+            operator: what was applied.
+            code: what the picture suffers from.
+        """
+        if self.uncertainty_head is not None:
+            uncertainty: Tensor = self.uncertainty_head(operator.features, image, result, code)
+            return uncertainty
+        if self.uncertainty == "tap_mean":
+            # The projection is linear: the mean of the taps is what the mean of their rows projects.
+            taps, projection = self.groups * self.kernel_size**2, operator.projection
+            weight, bias = projection.weight[:, :taps].mean(1, keepdim=True), projection.bias[:, :taps].mean(1)
+            mean = torch.einsum("bnf,bfhw->bnhw", weight, operator.features) + bias[:, None, None, None]
+            return mean.abs() + SMALLEST
+        return torch.ones_like(image[:, :1])
 
     def forward(self, image: Tensor, code: Code | None = None, task: Tensor | None = None) -> Restoration:
         """Restore.
@@ -232,32 +247,18 @@ class OPIR(nn.Module):
             code = self.estimate_code(image, task)
         first = self.predict_operator(image, torch.ones_like(image[:, :1]), code, stage=0)
         coarse = self.apply_operator(image, first)
-        assert first.uncertainty is not None
+        uncertainty = self.perceive_uncertainty(image, coarse, first, code)
         refined = coarse
         if len(self.task_parameters) == 2:
-            start, guidance = coarse, first.uncertainty
+            start, guidance = coarse, uncertainty
             if self.detach_between_stages:
                 start, guidance = start.detach(), guidance.detach()
             refined = self.apply_operator(start, self.predict_operator(start, guidance, code, stage=1))
-        return Restoration(coarse, first.uncertainty, refined, code.task_logits)
-
-    def _uncertainty(
-        self, features: Tensor, projection: OperatorProjection, raw: Tensor | None, code: Code | None
-    ) -> Tensor:
-        if raw is not None and self.task_parameters_uncertainty is not None:
-            # The logarithm is predicted: errors of all sizes are learned alike. Beyond an error of 1 nothing is said.
-            return self.task_parameters_uncertainty(raw, code).clamp(max=0).exp() + SMALLEST_UNCERTAINTY
-        if self.uncertainty == "tap_mean":
-            # The projection is linear: the mean of the taps is what the mean of their rows projects.
-            taps = self.groups * self.kernel_size**2
-            weight, bias = projection.weight[:, :taps].mean(1, keepdim=True), projection.bias[:, :taps].mean(1)
-            mean = torch.einsum("bnf,bfhw->bnhw", weight, features) + bias[:, None, None, None]
-            return mean.abs() + SMALLEST_UNCERTAINTY
-        return torch.ones_like(features[:, :1])
+        return Restoration(coarse, uncertainty, refined, code.task_logits)
 
 
 class _Prediction(nn.Module):
-    """Predictor, and the pointwise projections of its features to taps and offsets and to the uncertainty."""
+    """Predictor, and the pointwise projection of its features to taps and offsets."""
 
     def __init__(
         self,
@@ -265,27 +266,20 @@ class _Prediction(nn.Module):
         predictor: OperatorPredictor,
         features: int,
         channels: int,
-        uncertainty: bool,
         before: TaskAwareAffine | None,
     ) -> None:
         super().__init__()
         self.predictor = predictor
         self.before = before
         self.projection = nn.Linear(features, channels)  # applied by the task parameters, which it is folded with
-        self.uncertainty = nn.Conv2d(features, 1, 1) if uncertainty else None
         # The identity operator at the start: what untrained features add to it is noise, and the first thing that would
         # be learned is to scale them down to nothing, from where the predictor gets no gradient.
         nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
-        if self.uncertainty is not None and self.uncertainty.bias is not None:
-            nn.init.normal_(self.uncertainty.weight, std=0.02)
-            nn.init.constant_(self.uncertainty.bias, -3.0)  # exp(-3) = 0.05, a usual error of a degraded picture
 
-    def forward(self, image: Tensor, guidance: Tensor, code: Code | None) -> tuple[Tensor, Tensor | None]:
-        features = self.predictor(image, guidance)
-        if self.before is not None:
-            features = self.before(features, code)
-        return features, None if self.uncertainty is None else self.uncertainty(features)
+    def forward(self, image: Tensor, guidance: Tensor, code: Code | None) -> Tensor:
+        features: Tensor = self.predictor(image, guidance)
+        return features if self.before is None else self.before(features, code)
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opir_lightning.models.blocks import Downsample, GatedBlock, Upsample
+from opir_lightning.models.blocks import Downsample, GatedBlock, Upsample, cut, pad_to_multiple
 
 
 class OperatorPredictor(nn.Module):
@@ -77,7 +77,7 @@ class OperatorPredictor(nn.Module):
             ``(B, features, H, W)``.
         """
         height, width = image.shape[-2:]
-        x = _pad_to_multiple(torch.cat([image, guidance], dim=1), self.stride)
+        x = pad_to_multiple(torch.cat([image, guidance], dim=1), self.stride)
         x = F.pixel_unshuffle(x, self.unshuffle).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         skips = []
@@ -89,28 +89,8 @@ class OperatorPredictor(nn.Module):
         for level in reversed(range(len(skips))):
             x = self.decoders[level](self.ups[level](x) + skips[level])
         x = F.pixel_shuffle(self.tail(x), self.unshuffle)
-        return _cut(x, height, width)
+        return cut(x, height, width)
 
 
 def _stack(channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(GatedBlock(channels) for _ in range(blocks)))
-
-
-def _pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until both sides are multiples; every size from 1x1 can be padded so."""
-    if torch.compiler.is_exporting():  # by gathers: a branch would bind the program to sizes like that of its example
-        for axis in (2, 3):
-            length = x.shape[axis]
-            places = torch.arange((length + multiple - 1) // multiple * multiple, device=x.device)
-            x = x.index_select(axis, places.clamp(max=length - 1))
-        return x
-    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
-    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
-
-
-def _cut(x: Tensor, height: int, width: int) -> Tensor:
-    """Undo the padding."""
-    if torch.compiler.is_exporting():  # a slice would have to prove that the padded side is no shorter than the picture
-        rows, columns = (torch.arange(length, device=x.device) for length in (height, width))
-        return x.index_select(2, rows).index_select(3, columns)
-    return x[..., :height, :width]

@@ -131,7 +131,7 @@ class OperatorTaskParameters(nn.Module):
             tasks=tasks, severity_size=severity_size, channels=channels, scale=1.0 if first_stage else 0.0
         )
         self.gain = TaskAware(tasks=tasks, severity_size=severity_size, shape=(groups,))
-        self.mix = nn.Parameter(torch.zeros(tasks, dilations, 3))
+        self.mix = TaskAware(tasks=tasks, severity_size=severity_size, shape=(dilations, 3))
         identity = torch.zeros(channels)
         identity[kernel_size**2 // 2 : self.taps : kernel_size**2] = 1
         self.register_buffer("identity", identity, persistent=False)
@@ -157,10 +157,7 @@ class OperatorTaskParameters(nn.Module):
             gain = self._gain(code)
             weights = gain[..., None] * self._damped(scale[..., None] * weight)
             biases = gain * (self._damped((scale * bias + shift)[..., None])[..., 0] + self.identity)
-            if self.mix.shape[0] == 1 or code is None:
-                mix = self.mix.mean(0, keepdim=True)
-            else:
-                mix = torch.einsum("bt,tdc->bdc", code.task.to(self.mix.dtype), self.mix)
+            mix = self.mix.numbers(code)
             mix = mix - mix.mean(1, keepdim=True) + 1 / self.dilations
             return OperatorProjection(
                 weights.expand(batch, -1, -1), biases.expand(batch, -1), mix.expand(batch, -1, -1)
