@@ -111,6 +111,8 @@ def test_what_lies_in_the_light_is_exposed_rightly_and_is_where_the_picture_is_b
     torch.testing.assert_close(light[..., :36], shade[..., :36])
     half = underexpose(picture, exposure=0.1, backlight=Backlight(0.5, 0.5, bright=2.0, grain=4, knots=knots))
     torch.testing.assert_close(half[..., 46:], full[..., 46:] * 0.1**0.5)
+    night = underexpose(picture, exposure=0.005, backlight=Backlight(0.0, 0.5, bright=2.0, grain=4, knots=knots))
+    torch.testing.assert_close(night[..., 46:], underexpose(picture, exposure=0.005 * 24)[..., 46:])
 
 
 def test_backlight_is_as_frequent_as_stated_and_draws_nothing_else_anew():

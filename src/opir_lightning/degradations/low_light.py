@@ -29,8 +29,9 @@ from opir_lightning.degradations.noise import sensor_noise
 from opir_lightning.errors import UserError
 
 FAINTNESS = 1.5  # exponent of the severity: with 1, only one picture in 30 would score 30 dB or more
+BRIGHTEST = 24.0  # times the light of the shade: some 4.6 stops, sunlight against a room
 KNOTS = 4  # of the random field on each axis that helps to decide what lies in the light
-EDGE = 0.4  # of the field's deviation: from the shade into the light
+EDGE = 0.3  # of the field's deviation: from the shade into the light
 
 
 class Lamp(NamedTuple):
@@ -77,8 +78,8 @@ def underexpose(
 ) -> Tensor:
     r"""The light that reaches a sensor that is exposed too little; linear, without noise.
 
-    .. math:: L'_c = \min(1,\; e^{1 - (1 - k) m}\, g_c\, l\, L_c^{\gamma}), \qquad L = \mathrm{sRGB}^{-1}(J), \qquad
-        l = 1 + (s - 1) / (1 + d^2 / r^2)
+    .. math:: L'_c = \min(1,\; e\, g_c\, l\, b\, L_c^{\gamma}), \qquad L = \mathrm{sRGB}^{-1}(J), \qquad
+        l = 1 + (s - 1) / (1 + d^2 / r^2), \qquad b = \min(e^{k - 1}, 24)^m
 
     Args:
         clean: ``(3, H, W)`` sRGB values in [0, 1].
@@ -104,7 +105,7 @@ def underexpose(
     if lamp is not None and lamp.strength != 1:
         light *= _lamplight(lamp, clean)
     if backlight is not None:
-        light *= exposure ** ((backlight.stops - 1) * _lit(backlight, clean))
+        light *= min(exposure ** (backlight.stops - 1), BRIGHTEST) ** _lit(backlight, clean)
     return light.clamp_(max=1)
 
 
@@ -210,7 +211,7 @@ class LowLight(Batched):
             stops=between(self.lit_stops, stops),
             area=between(self.lit_area, area),
             bright=log_between((1.5, 6.0), bright),
-            grain=round(log_between((4.0, 24.0), grain)),
+            grain=round(log_between((2.0, 12.0), grain)),
             knots=rng.standard_normal((KNOTS, KNOTS), dtype=np.float32),
         )
         return LowLightDraw(
