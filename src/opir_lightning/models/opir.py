@@ -224,13 +224,15 @@ class OPIR(nn.Module):
         if self.uncertainty_head is not None:
             uncertainty: Tensor = self.uncertainty_head(operator.features, image, result, code)
             return uncertainty
-        if self.uncertainty == "tap_mean":
-            # The projection is linear: the mean of the taps is what the mean of their rows projects.
-            taps, projection = self.groups * self.kernel_size**2, operator.projection
-            weight, bias = projection.weight[:, :taps].mean(1, keepdim=True), projection.bias[:, :taps].mean(1)
-            mean = torch.einsum("bnf,bfhw->bnhw", weight, operator.features) + bias[:, None, None, None]
-            return mean.abs() + SMALLEST
-        return torch.ones_like(image[:, :1])
+        return self.tap_mean(operator) if self.uncertainty == "tap_mean" else torch.ones_like(image[:, :1])
+
+    def tap_mean(self, operator: Operator) -> Tensor:
+        """A map without parameters, ``(B, 1, H, W)``: the magnitude of the mean of a pixel's taps."""
+        # The projection is linear: the mean of the taps is what the mean of their rows projects.
+        taps, projection = self.groups * self.kernel_size**2, operator.projection
+        weight, bias = projection.weight[:, :taps].mean(1, keepdim=True), projection.bias[:, :taps].mean(1)
+        mean = torch.einsum("bnf,bfhw->bnhw", weight, operator.features) + bias[:, None, None, None]
+        return mean.abs() + SMALLEST
 
     def forward(self, image: Tensor, code: Code | None = None, task: Tensor | None = None) -> Restoration:
         """Restore.
