@@ -120,8 +120,20 @@ def test_one_stage_starts_two_of_which_the_second_does_nothing_yet(model, tmp_pa
 
 def test_weights_that_do_not_fit_are_refused_with_the_settings_that_differ(model, tmp_path):
     save_weights(tmp_path / "m.safetensors", model)
-    with pytest.raises(UserError, match="width is 4 there and 8 here"):
-        start_from(OPIR.from_settings({**SETTINGS, "width": 8}), tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match="kernel_size is 3 there and 5 here"):
+        start_from(OPIR.from_settings({**SETTINGS, "kernel_size": 5}), tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=r"m\.safetensors' cannot start this network: width is 4 there and 6 here"):
+        start_from(OPIR.from_settings({**SETTINGS, "width": 6}), tmp_path / "m.safetensors")
+
+
+def test_a_larger_network_starts_as_the_smaller_one_whose_weights_it_is_given(model, tmp_path):
+    save_weights(tmp_path / "m.safetensors", model)
+    large = OPIR.from_settings({**SETTINGS, "width": 12, "padding": "zeros"}).eval()
+    start_from(large, tmp_path / "m.safetensors")
+    image, small = torch.rand(1, 3, 32, 32), OPIR.from_settings({**SETTINGS, "padding": "zeros"}).eval()
+    small.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(large(image).refined, small(image).refined, rtol=1e-4, atol=1e-5)
 
 
 def test_a_training_checkpoint_gives_its_averaged_weights(model, tmp_path):

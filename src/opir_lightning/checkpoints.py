@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
+from opir_lightning.models.growth import GROWING, grow
 
 FORMAT = "opir-lightning/1"
 LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
@@ -145,10 +146,10 @@ def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu
 
 
 def start_from(net: OPIR, path_or_name: Path | str) -> Header:
-    """Fill a network with the weights of another one of the same shape, to train on from there.
+    """Fill a network with the weights of another one, to train on from there.
 
     The weights of one stage may start a network of two: its second stage then starts at the identity operator, as in a
-    new network.
+    new network. Those of a smaller network may start a larger one, see `opir_lightning.models.growth`.
 
     Args:
         net: what to fill; it keeps its settings.
@@ -163,6 +164,13 @@ def start_from(net: OPIR, path_or_name: Path | str) -> Header:
     path = find_weights(path_or_name)
     header, tensors = _read(path, tensors=True)
     own = net.state_dict()
+    if any(net.settings[name] != header.settings.get(name) for name in GROWING):
+        small, _ = load_model(path)
+        try:
+            grow(small, net)
+        except UserError as error:
+            raise UserError(f"'{path}' cannot start this network: {error}") from error
+        return header
     second_stage = {name: value for name, value in own.items() if name.startswith("task_parameters.1.")}
     if header.settings.get("stages") == 1:
         tensors = {**second_stage, **tensors}
