@@ -220,7 +220,7 @@ class CodeEstimator(nn.Module):
     Args:
         tasks: number of task classes T.
         severity_size: length S of the severity vector.
-        crop: side of a crop in pixels; the side of the training crops.
+        crop: side of a crop in pixels; at most that of the training crops.
         crops_per_side: at most this many crops along each side of the picture.
         hidden: width of the two hidden layers.
     """

@@ -67,7 +67,8 @@ class OPIR(nn.Module):
             ``off``: one set for all tasks.
         severity_size: length of the severity vector of the code.
         uncertainty: ``learned``; ``tap_mean``, the mean of the taps (EfDeRain+, arXiv:2201.02366); ``off``: ones.
-        code_crop: side in pixels of the crops the code is estimated from; the side of the training crops.
+        code_crop: side in pixels of the crops the code is estimated from; at most that of the training crops. Half of
+            it shows the training how the evidence of several crops adds up.
         code_crops: at most this many crops along each side of the picture.
         padding: what the operator sees beyond the border.
         backend: of the operator convolution.
