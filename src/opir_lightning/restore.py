@@ -1,4 +1,4 @@
-"""Restore pictures and folders of pictures: ``python -m opir_lightning.restore INPUT... -o DIR --weights NAME|FILE``.
+"""Restore pictures and folders of pictures: ``python -m opir_lightning.restore INPUT... -o DIR``.
 
 Neither torch nor the network is imported before the arguments are read, so that ``--help`` is instant.
 """
@@ -62,14 +62,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m opir_lightning.restore",
         description="Remove noise, rain, haze, blur and low light from pictures of any size.",
-        usage="%(prog)s INPUT... -o DIR --weights NAME|FILE [options]",
+        usage="%(prog)s INPUT... -o DIR [--weights NAME|FILE] [options]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help=f"pictures ({SUFFIXES}) or folders of pictures")
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results, under the same names")
-    add("--weights", metavar="NAME|FILE", help="packaged weights, a .safetensors or .ckpt file, or a run folder")
+    add(
+        "--weights",
+        metavar="NAME|FILE",
+        help="a packaged name, a .safetensors or .ckpt file, or a run folder (default: the packaged ones)",
+    )
     add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
     add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 64 at most)")
