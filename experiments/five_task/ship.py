@@ -50,7 +50,7 @@ def metadata(header: dict[str, Any], run: Path, results: dict[str, Any], crops_b
     batch = config["data"]["batch_size"]
     return {
         **header,
-        "init": header.get("init") or config.get("init") or "",
+        "init": Path(header.get("init") or config.get("init") or "").name,  # a path would say nothing elsewhere
         "crops": crops_before + header["steps"] * batch,
         "crop": config["data"]["crop"],
         "data": _trained_on(run),
