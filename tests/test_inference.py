@@ -286,3 +286,36 @@ def test_importing_the_package_and_loading_a_model_import_nothing_heavy(tmp_path
     command = [sys.executable, "-c", code, str(tmp_path / "m.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_strength_leads_from_the_picture_to_its_restoration(model, picture):
+    pixels = (picture[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    restorer = Restorer(model, device="cpu")
+    assert np.array_equal(restorer.restore_pixels(pixels, strength=0, tile=48)[0], pixels)
+    full = restorer(picture)
+    assert largest_difference(restorer(picture, strength=1), full) == 0
+    steps = [restorer(picture, strength=strength).refined for strength in (0, 0.25, 0.5, 0.75, 0.999999)]
+    assert (steps[-1] - full.refined).abs().max() < 1e-4
+    away = [(step - picture).square().mean().item() for step in steps]
+    assert away == sorted(away)
+    assert away[1] > 0
+    # Both operators are weakened, and the second acts on what the first has left: that is not a mixture of pictures.
+    assert (steps[2] - (picture + full.refined) / 2).abs().max() > 1e-3
+    # With one stage it is, because an operator is linear.
+    half = restorer(picture, strength=0.5).coarse
+    assert (half - (picture + full.coarse) / 2).abs().max() < 1e-5
+    for wrong in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="strength must be in"):
+            restorer(picture, strength=wrong)
+
+
+def test_the_code_of_a_large_picture_is_read_from_its_crops_alone(model, picture):
+    for size in ((101, 122), (16, 16), (17, 90), (9, 122), (9, 12)):
+        image = picture[..., : size[0], : size[1]]
+        want = model.estimate_code(image)
+        told = []
+        handle = model.register_forward_pre_hook(lambda _, arguments: told.append(arguments[1]))  # noqa: B023
+        restore_tiled(model, image, tile=16)
+        handle.remove()
+        assert told
+        assert all(largest_difference(code, want) < 1e-5 for code in told)

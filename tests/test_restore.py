@@ -169,6 +169,7 @@ def test_results_inside_the_input_folder_are_not_restored_again(weights, tmp_pat
         (["a.png", "-o", "OUT", "--tile", "0"], "'0' is neither 'auto' nor a positive number"),
         (["a.png", "-o", "OUT", "--overlap", "-3"], "overlap"),
         (["a.png", "-o", "OUT", "--device", "tpu"], "tpu"),
+        (["a.png", "-o", "OUT", "--strength", "1.1"], "'1.1' is not a number from 0 to 1"),
     ],
 )
 def test_wrong_usage_ends_with_status_2(weights, tmp_path, capsys, arguments, reason):
@@ -205,6 +206,15 @@ def test_task_and_tiles_reach_the_model(weights, tmp_path):
         task = options[1]
         assert np.abs(results[name] - expected(weights, pixels(3, 60, 70), task=task)).max() <= 1
     assert np.abs(results["none"] - results["noise"]).max() > 10
+
+
+def test_strength_0_gives_the_picture_back(weights, tmp_path):
+    picture = write(tmp_path / "a.png")
+    for strength in ("0", "0.5", "1"):
+        assert run(weights, picture, "-o", tmp_path / strength, "--strength", strength) == 0
+    none, half, full = (np.asarray(Image.open(tmp_path / s / "a.png")).astype(int) for s in ("0", "0.5", "1"))
+    assert np.array_equal(none, pixels())
+    assert np.abs(half - (none + full) / 2).max() <= 1  # this network's second stage changes nothing
 
 
 def test_comparison_and_uncertainty_are_written_beside_the_result(weights, tmp_path):

@@ -31,6 +31,7 @@ LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile fi
 
 _NET_PREFIX = "net."
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
+DEFAULT_WEIGHTS = "opir_small"  # the best that are packaged
 CHECKSUMS = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,6 +73,12 @@ def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, Any] | No
 def available_weights() -> list[str]:
     """Names of the weights that come with the package."""
     return sorted(path.stem for path in _WEIGHTS_DIR.glob("*.safetensors"))
+
+
+def default_weights() -> str | None:
+    """Name of the packaged weights to use where nobody names any; None where there are none."""
+    names = available_weights()
+    return DEFAULT_WEIGHTS if DEFAULT_WEIGHTS in names else next(iter(names), None)
 
 
 def find_weights(path_or_name: Path | str) -> Path:

@@ -77,7 +77,13 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def iterate_tiles(
-    model: OPIR, image: Tensor, *, tile: int | None, overlap: int | None = None, code: Code
+    model: OPIR,
+    image: Tensor,
+    *,
+    tile: int | None,
+    overlap: int | None = None,
+    code: Code,
+    strength: float = 1.0,
 ) -> Iterator[tuple[Tile, Restoration, int]]:
     """Restore tile by tile: yields the tile, its kept part on the model's device, and the number of tiles.
 
@@ -85,15 +91,17 @@ def iterate_tiles(
     """
     if (tile is not None and tile < 1) or (overlap is not None and overlap < 0):
         raise ValueError(f"tile must be positive and overlap not negative, got {tile} and {overlap}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
     margin = min(model.receptive_field, AUTO_OVERLAP) if overlap is None else overlap
     tiles = plan_tiles(*image.shape[-2:], tile=tile, overlap=margin, stride=model.stride)
     for part in tiles:
-        yield part, _restore_window(model, image, part, code), len(tiles)
+        yield part, _restore_window(model, image, part, code, strength), len(tiles)
 
 
 @torch.inference_mode()
-def _restore_window(model: OPIR, image: Tensor, part: Tile, code: Code) -> Restoration:
-    result = model(_as_float(image[..., *part.window], code.task.device), code)
+def _restore_window(model: OPIR, image: Tensor, part: Tile, code: Code, strength: float) -> Restoration:
+    result = model(_as_float(image[..., *part.window], code.task.device), code, strength=strength)
     cut = (..., *part.inner)
     return Restoration(result.coarse[cut], result.uncertainty[cut], result.refined[cut], result.task_logits)
 
@@ -102,7 +110,12 @@ def _restore_window(model: OPIR, image: Tensor, part: Tile, code: Code) -> Resto
 def _estimate_code(model: OPIR, image: Tensor, task: int | None) -> Code:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     label = None if task is None else torch.full((len(image),), task, dtype=torch.int64, device=device)
-    return model.estimate_code(_as_float(image, device), label)
+    estimator, (height, width) = model.code_estimator, image.shape[-2:]
+    if min(height, width) < estimator.crop:
+        return estimator(_as_float(image, device), label)
+    windows = estimator.windows(height, width)  # and not the whole picture as floats
+    crops = torch.cat([image[..., rows, columns] for rows, columns in windows])
+    return estimator.hear(_as_float(crops, device), len(windows), label)
 
 
 def _as_float(image: Tensor, device: torch.device) -> Tensor:
@@ -118,6 +131,7 @@ def restore_tiled(
     overlap: int | None = None,
     code: Code | None = None,
     task: int | None = None,
+    strength: float = 1.0,
     progress: Progress | None = None,
 ) -> Restoration:
     """Restore a picture in tiles, into buffers on the CPU.
@@ -131,20 +145,22 @@ def restore_tiled(
             None takes that or 64 pixels, whichever is less.
         code: what the picture suffers from, on the model's device; estimated once from the whole picture if None.
         task: index of the task where it is known; read only if ``code`` is None.
+        strength: in [0, 1]: how far the operators go from the identity to what was predicted.
         progress: called with (tiles done, tiles in all).
 
     Returns:
         float32 on the CPU, of the size of ``image``, not clamped.
 
     Raises:
-        ValueError: the image is not ``(B, 3, H, W)`` or is empty, tile is below 1 or overlap below 0.
+        ValueError: the image is not ``(B, 3, H, W)`` or is empty, tile is below 1, overlap below 0, or strength
+            not in [0, 1].
     """
     if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"expected (B, 3, H, W) with at least one pixel, got {tuple(image.shape)}")
     code = code or _estimate_code(model, image, task)
     batch, _, height, width = image.shape
     coarse, uncertainty, refined = (torch.empty(batch, channels, height, width) for channels in (3, 1, 3))
-    parts = iterate_tiles(model, image, tile=tile, overlap=overlap, code=code)
+    parts = iterate_tiles(model, image, tile=tile, overlap=overlap, code=code, strength=strength)
     for done, (part, result, total) in enumerate(parts, start=1):
         coarse[..., *part.kept] = result.coarse
         uncertainty[..., *part.kept] = result.uncertainty
@@ -192,6 +208,7 @@ class Restorer:
         task: str | None = None,
         tile: TileSize = "auto",
         overlap: int | None = None,
+        strength: float = 1.0,
         progress: Progress | None = None,
     ) -> Restoration:
         """Restore one picture, or a batch of one size.
@@ -202,22 +219,28 @@ class Restorer:
             task: name of the degradation where it is known; None or ``"auto"`` estimates it.
             tile: side of a tile in pixels, None for one piece; ``"auto"``: one piece up to a megapixel, 512 beyond.
             overlap: as in `restore_tiled`.
+            strength: from 0, the picture as it is, to 1, the restoration.
             progress: called with (tiles done, tiles in all).
 
         Returns:
             Always with the batch dimension, float32 on the CPU, not clamped.
 
         Raises:
-            UserError: the task is unknown, the picture unreadable, or its values are not in [0, 1].
+            UserError: the task is unknown, the picture unreadable, or its values or the strength are not in [0, 1].
         """
+        _check_strength(strength)
         batch = _as_batch(image)
         tile = choose_tile(tile, *batch.shape[-2:])
         code = self._code(batch, task)
-        return restore_tiled(self.model, batch, tile=tile, overlap=overlap, code=code, progress=progress)
+        return restore_tiled(
+            self.model, batch, tile=tile, overlap=overlap, code=code, strength=strength, progress=progress
+        )
 
-    def restore_image(self, picture: Image.Image, *, task: str | None = None, tile: TileSize = "auto") -> Image.Image:
+    def restore_image(
+        self, picture: Image.Image, *, task: str | None = None, tile: TileSize = "auto", strength: float = 1.0
+    ) -> Image.Image:
         """Restore a PIL picture of any mode to an 8-bit RGB one, turned upright."""
-        return Image.fromarray(self.restore_pixels(to_rgb(picture), task=task, tile=tile)[0])
+        return Image.fromarray(self.restore_pixels(to_rgb(picture), task=task, tile=tile, strength=strength)[0])
 
     def restore_pixels(
         self,
@@ -226,6 +249,7 @@ class Restorer:
         task: str | None = None,
         tile: TileSize = "auto",
         overlap: int | None = None,
+        strength: float = 1.0,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Restore ``(H, W, 3)`` uint8; only one tile at a time is in float, so a large picture needs little memory.
@@ -237,10 +261,11 @@ class Restorer:
         """
         if pixels.dtype != np.uint8:
             raise ValueError(f"expected uint8 pixels, got {pixels.dtype}")
+        _check_strength(strength)
         image = _as_batch(pixels)
         refined, uncertainty = np.empty(pixels.shape, np.uint8), np.empty(pixels.shape[:2], np.float16)
         tile, code = choose_tile(tile, *pixels.shape[:2]), self._code(image, task)
-        parts = iterate_tiles(self.model, image, tile=tile, overlap=overlap, code=code)
+        parts = iterate_tiles(self.model, image, tile=tile, overlap=overlap, code=code, strength=strength)
         for done, (part, result, total) in enumerate(parts, start=1):
             eight_bit = (result.refined[0].clamp(0, 1) * 255).round().byte()
             refined[part.kept] = eight_bit.permute(1, 2, 0).cpu().numpy()
@@ -261,6 +286,13 @@ class Restorer:
 
     def _code(self, image: Tensor, task: str | None) -> Code:
         return _estimate_code(self.model, image, self.task_index(task))
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise UserError(
+            f"The strength must be in [0, 1], from the picture as it is to its restoration, not {strength}."
+        )
 
 
 def choose_device(device: torch.device | str) -> torch.device:

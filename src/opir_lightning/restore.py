@@ -72,9 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         metavar="NAME|FILE",
-        help="a packaged name, a .safetensors or .ckpt file, or a run folder (default: the packaged ones)",
+        help="a packaged name, a .safetensors or .ckpt file, or a run folder (default: the best packaged ones)",
     )
     add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
+    add("--strength", type=_share, default=1.0, metavar="0...1", help="from the picture as it is to its restoration")
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
     add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 64 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
@@ -89,6 +90,16 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return value
 
 
 def _tile(text: str) -> int | str:
@@ -189,15 +200,12 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> Restorer:
-    from opir_lightning.checkpoints import available_weights
+    from opir_lightning.checkpoints import default_weights
     from opir_lightning.inference import Restorer
 
-    weights, names = args.weights, available_weights()
-    if weights is None and len(names) == 1:
-        weights = names[0]
+    weights = args.weights or default_weights()
     if weights is None:
-        packaged = f"one of the packaged {', '.join(names)}, or " if names else ""
-        raise UserError(f"Say which weights to use: --weights with {packaged}a .safetensors or .ckpt file.")
+        raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
     restorer = Restorer.from_pretrained(weights, device=args.device)
     restorer.task_index(args.task)  # an unknown task is an error before the first picture, not one per picture
     return restorer
@@ -224,6 +232,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
         task=args.task,
         tile=args.tile,
         overlap=args.overlap,
+        strength=args.strength,
         progress=lambda done, total: bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None,
     )
     if job.compare:

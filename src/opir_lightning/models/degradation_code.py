@@ -228,13 +228,14 @@ class CodeEstimator(nn.Module):
     def __init__(self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int = 96) -> None:
         super().__init__()
         self.tasks, self.crop, self.crops_per_side = tasks, crop, crops_per_side
+        self.outputs = tasks + severity_size
         self.norm = Standardise(STATISTICS)
         self.mlp = nn.Sequential(
             nn.Linear(STATISTICS, hidden),
             nn.GELU(),
             nn.Linear(hidden, hidden),
             nn.GELU(),
-            nn.Linear(hidden, tasks + severity_size),
+            nn.Linear(hidden, self.outputs),
         )
 
     def forward(self, image: Tensor, task: Tensor | None = None) -> Code:
@@ -254,10 +255,31 @@ class CodeEstimator(nn.Module):
             total = (out * (weights > 0).to(out)[:, None, None]).sum(0)
             out = (out * weights[:, None, None]).sum(0)
         else:
-            crops, per_image = native_crops(image, self.crop, self.crops_per_side)
-            out = self.mlp(self.norm(image_statistics(crops)))
-            total = out.view(per_image, -1, out.shape[-1]).sum(0)
-            out = total / per_image
+            return self.hear(*native_crops(image, self.crop, self.crops_per_side), task)
+        return self._code(total, out, task)
+
+    def hear(self, crops: Tensor, per_image: int, task: Tensor | None = None) -> Code:
+        """The code from crops that were cut elsewhere, for pictures that do not fit into memory.
+
+        Args:
+            crops: ``(per_image * B, 3, h, w)``, as `native_crops` orders them.
+            per_image: number of crops of each picture.
+            task: as in `forward`.
+        """
+        total = self.mlp(self.norm(image_statistics(crops))).view(per_image, -1, self.outputs).sum(0)
+        return self._code(total, total / per_image, task)
+
+    def windows(self, height: int, width: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of the crops that a picture of this size is judged by, in the order of `native_crops`."""
+        rows, columns = (_starts(length, self.crop, self.crops_per_side) for length in (height, width))
+        return [
+            (slice(top, min(top + self.crop, height)), slice(left, min(left + self.crop, width)))
+            for top in rows
+            for left in columns
+        ]
+
+    def _code(self, total: Tensor, out: Tensor, task: Tensor | None) -> Code:
+        """Sums of the logits, and means of everything, ``(B, T + S)`` each, to the code."""
         # Softsign and not sigmoid: that one was driven to its flat ends within 1,000 steps and never came back.
         logits, severity = total[:, : self.tasks], F.softsign(out[:, self.tasks :])
         distribution = logits.softmax(1)

@@ -235,13 +235,23 @@ class OPIR(nn.Module):
         mean = torch.einsum("bnf,bfhw->bnhw", weight, operator.features) + bias[:, None, None, None]
         return mean.abs() + SMALLEST
 
-    def forward(self, image: Tensor, code: Code | None = None, task: Tensor | None = None) -> Restoration:
+    def weaken(self, operator: Operator, strength: float, *, stage: int) -> Operator:
+        """The operator of a stage, interpolated towards the identity and its offsets towards zero; see `forward`."""
+        parameters = self.task_parameters[stage]
+        assert isinstance(parameters, OperatorTaskParameters)
+        return Operator(operator.features, operator.projection.towards_identity(strength, parameters.identity))
+
+    def forward(
+        self, image: Tensor, code: Code | None = None, task: Tensor | None = None, strength: float = 1.0
+    ) -> Restoration:
         """Restore.
 
         Args:
             image: ``(B, 3, H, W)``, RGB in [0, 1], any size from 1x1.
             code: of the whole picture where ``image`` is a tile of it; estimated from ``image`` if None.
             task: ``(B,)`` int64 labels for the estimate, -1 where there is none; not read where a code is given.
+            strength: in [0, 1]: the operators of both stages are interpolated between the identity (0) and what was
+                predicted (1). What is predicted does not depend on it, and the map is that of the full strength.
 
         Returns:
             Result of both stages, not clamped, and the uncertainty of the first.
@@ -256,7 +266,13 @@ class OPIR(nn.Module):
             start, guidance = coarse, uncertainty
             if self.detach_between_stages:
                 start, guidance = start.detach(), guidance.detach()
-            refined = self.apply_operator(start, self.predict_operator(start, guidance, code, stage=1))
+            second = self.predict_operator(start, guidance, code, stage=1)
+            if strength == 1:
+                refined = self.apply_operator(start, second)
+        if strength != 1:
+            coarse = refined = self.apply_operator(image, self.weaken(first, strength, stage=0))
+            if len(self.task_parameters) == 2:
+                refined = self.apply_operator(coarse, self.weaken(second, strength, stage=1))
         return Restoration(coarse, uncertainty, refined, code.task_logits)
 
 

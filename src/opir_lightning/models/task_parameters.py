@@ -81,6 +81,15 @@ class OperatorProjection(NamedTuple):
     bias: Tensor
     mix: Tensor
 
+    def towards_identity(self, strength: float, identity: Tensor) -> OperatorProjection:
+        """The taps interpolated between the identity operator and these, the offsets between zero and these.
+
+        Args:
+            strength: 0 for the identity, 1 for this operator.
+            identity: ``(N,)``, the identity operator in the place of the bias.
+        """
+        return OperatorProjection(self.weight * strength, torch.lerp(identity, self.bias, strength), self.mix)
+
 
 class OperatorTaskParameters(nn.Module):
     r"""Turn a prediction into the operator of a task: taps, offsets, and the weights that mix the dilations.
