@@ -18,12 +18,12 @@ from opir_lightning.inference import (
     Restorer,
     choose_device,
     choose_tile,
-    iterate_tiles,
-    plan_tiles,
+    restore_bands,
     restore_tiled,
 )
 from opir_lightning.models import OPIR
 from opir_lightning.picture_files import to_rgb
+from opir_lightning.tiling import plan_tiles
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +72,33 @@ def largest_difference(a, b) -> float:
         (33, 20, None, 9, 8),
     ],
 )
-def test_tiles_cover_every_pixel_once_and_lie_on_the_grid(height, width, tile, overlap, stride):
-    seen = np.zeros((height, width), int)
+def test_the_shares_of_tiles_add_up_and_windows_lie_on_the_grid(height, width, tile, overlap, stride):
     plan = plan_tiles(height, width, tile=tile, overlap=overlap, stride=stride)
-    for part in plan:
-        seen[part.kept] += 1
-        for kept, window, inner, length in zip(part.kept, part.window, part.inner, (height, width), strict=True):
+    for spans, length in zip(plan, (height, width), strict=True):
+        total = torch.zeros(length)
+        for span in spans:
+            total[span.kept] += span.weights
+            window, kept = span.window, span.kept
             assert window.start % stride == 0
             assert window.start == 0 or kept.start - window.start >= overlap
             assert window.stop == length or window.stop - kept.stop >= overlap
-            assert window.start + inner.start == kept.start
-            assert window.start + inner.stop == kept.stop
-    assert (seen == 1).all()
+            assert window.start + span.inner.start == kept.start
+            assert window.start + span.inner.stop == kept.stop
+        assert (total - 1).abs().max() < 1e-6
     assert tile is not None or len(plan) == 1
 
 
 def test_tiles_are_even():
-    kept = [part.kept[1] for part in plan_tiles(8, 264, tile=128, overlap=0, stride=8)]
+    kept = [span.kept for span in plan_tiles(8, 264, tile=128, overlap=0, stride=8).columns]
     assert [part.stop - part.start for part in kept] == [88, 88, 88]  # not 128, 128, 8
+
+
+def test_tiles_fade_into_each_other(model, picture):
+    """With too small an overlap tiles differ where they meet: a step there would be seen, a slope is not."""
+    whole = restore_tiled(model, picture, tile=None).refined
+    rough, smooth = (restore_tiled(model, picture, tile=64, overlap=overlap).refined for overlap in (0, 8))
+    steps = [(result - whole).diff(dim=3)[..., 63].abs().mean() for result in (rough, smooth)]
+    assert steps[1] < steps[0] / 4
 
 
 @pytest.mark.parametrize("tile", [17, 40, 64])
@@ -133,7 +142,7 @@ def test_a_given_code_or_task_is_used_and_progress_is_told(model, picture):
 
 def test_between_tiles_the_callers_grad_mode_is_untouched(model, picture):
     code = model.estimate_code(picture)
-    for _ in iterate_tiles(model, picture, tile=64, code=code):
+    for _ in restore_bands(model, picture, tile=64, code=code):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
 

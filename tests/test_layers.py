@@ -31,7 +31,8 @@ MAY_KNOW = {
     "pictures": BASE,
     "provenance": {"__init__"},
     "checkpoints": {"models", "files", *BASE},
-    "inference": {"models", "checkpoints", "picture_files", *BASE},
+    "tiling": set(),
+    "inference": {"models", "checkpoints", "picture_files", "tiling", *BASE},
     "data": {"degradations", *BASE},
     "training": {"models", "losses", "metrics", "pictures", *BASE},
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from opir_lightning.errors import UserError
 from opir_lightning.picture_files import open_picture, to_rgb
+from opir_lightning.tiling import Span, plan_tiles
 from opir_lightning.types import Code, Restoration
 
 if TYPE_CHECKING:
@@ -30,53 +31,21 @@ Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
 TileSize = int | Literal["auto"] | None
 
 
-class Tile(NamedTuple):
-    """A piece of the work; slices of rows and columns.
+class Band(NamedTuple):
+    """Finished rows of a picture.
 
     Attributes:
-        window: part of the picture that the model sees.
-        kept: part of the picture that this tile delivers.
-        inner: ``kept``, counted from the corner of the window.
+        rows: which.
+        coarse, uncertainty, refined: these rows of the `Restoration`, ``(B, 3 or 1, h, W)`` float32 on the CPU.
     """
 
-    window: tuple[slice, slice]
-    kept: tuple[slice, slice]
-    inner: tuple[slice, slice]
+    rows: slice
+    coarse: Tensor
+    uncertainty: Tensor
+    refined: Tensor
 
 
-def plan_tiles(height: int, width: int, *, tile: int | None, overlap: int, stride: int) -> list[Tile]:
-    """Cut a picture into tiles: the kept parts cover every pixel once, the windows extend them by the overlap.
-
-    Args:
-        height: of the picture, in pixels.
-        width: of the picture.
-        tile: largest side of a kept part, rounded up to a multiple of ``stride``; None for one tile. The sides are
-            evened out, so that no tile is a sliver with much overlap.
-        overlap: pixels that a window adds on every side, rounded up to a multiple of ``stride``, less at the border.
-        stride: all windows start at multiples of it, so that the model's grid lies as in the whole picture.
-    """
-    rows, columns = (_spans(length, tile, overlap, stride) for length in (height, width))
-    pairs = [(row, column) for row in rows for column in columns]
-    return [Tile(*((r, c) for r, c in zip(row, column, strict=True))) for row, column in pairs]
-
-
-def _spans(length: int, tile: int | None, overlap: int, stride: int) -> list[tuple[slice, slice, slice]]:
-    """(window, kept, inner) along one axis."""
-    count = 1 if tile is None else -(-length // _round_up(tile, stride))
-    step, margin = _round_up(-(-length // count), stride), _round_up(overlap, stride)
-    spans = []
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        window = slice(max(start - margin, 0), min(stop + margin, length))
-        spans.append((window, slice(start, stop), slice(start - window.start, stop - window.start)))
-    return spans
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def iterate_tiles(
+def restore_bands(
     model: OPIR,
     image: Tensor,
     *,
@@ -84,26 +53,53 @@ def iterate_tiles(
     overlap: int | None = None,
     code: Code,
     strength: float = 1.0,
-) -> Iterator[tuple[Tile, Restoration, int]]:
-    """Restore tile by tile: yields the tile, its kept part on the model's device, and the number of tiles.
+    progress: Progress | None = None,
+) -> Iterator[Band]:
+    """Restore tile by tile, and hand out the rows of a picture from top to bottom as they are finished.
 
-    Arguments as in `restore_tiled`, which collects what this yields; only one tile's tensors exist at a time.
+    Arguments as in `restore_tiled`, which collects what this yields; in float there are only one tile's tensors and one
+    row of tiles at a time.
     """
     if (tile is not None and tile < 1) or (overlap is not None and overlap < 0):
         raise ValueError(f"tile must be positive and overlap not negative, got {tile} and {overlap}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     margin = min(model.receptive_field, AUTO_OVERLAP) if overlap is None else overlap
-    tiles = plan_tiles(*image.shape[-2:], tile=tile, overlap=margin, stride=model.stride)
-    for part in tiles:
-        yield part, _restore_window(model, image, part, code, strength), len(tiles)
+    plan = plan_tiles(*image.shape[-2:], tile=tile, overlap=margin, stride=model.stride)
+    shared: list[Tensor] = []  # rows of the band above that the next one adds to
+    done = 0
+    for row in plan.rows:
+        height = row.kept.stop - row.kept.start
+        band = [torch.zeros(len(image), channels, height, image.shape[-1]) for channels in (3, 1, 3)]
+        for column in plan.columns:
+            parts = _restore_window(model, image, row, column, code, strength)
+            for whole, part in zip(band, parts, strict=True):
+                whole[..., column.kept] += part
+            done += 1
+            if progress:
+                progress(done, len(plan))
+        for whole, above in zip(band, shared, strict=bool(shared)):
+            whole[..., : above.shape[2], :] += above
+        finished = height - row.after
+        shared = [whole[..., finished:, :].clone() for whole in band] if row.after else []
+        coarse, uncertainty, refined = (whole[..., :finished, :] for whole in band)
+        yield Band(slice(row.kept.start, row.kept.start + finished), coarse, uncertainty, refined)
 
 
 @torch.inference_mode()
-def _restore_window(model: OPIR, image: Tensor, part: Tile, code: Code, strength: float) -> Restoration:
-    result = model(_as_float(image[..., *part.window], code.task.device), code, strength=strength)
-    cut = (..., *part.inner)
-    return Restoration(result.coarse[cut], result.uncertainty[cut], result.refined[cut], result.task_logits)
+def _restore_window(
+    model: OPIR, image: Tensor, row: Span, column: Span, code: Code, strength: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one tile adds to the result: coarse, uncertainty and refined of its kept part, faded out at its seams."""
+    result = model(_as_float(image[..., row.window, column.window], code.task.device), code, strength=strength)
+    coarse, uncertainty, refined = (
+        value[..., row.inner, column.inner].float().cpu()
+        for value in (result.coarse, result.uncertainty, result.refined)
+    )
+    if row.before or row.after or column.before or column.after:
+        weights = row.weights[:, None] * column.weights
+        coarse, uncertainty, refined = coarse * weights, uncertainty * weights, refined * weights
+    return coarse, uncertainty, refined
 
 
 @torch.inference_mode()
@@ -160,13 +156,12 @@ def restore_tiled(
     code = code or _estimate_code(model, image, task)
     batch, _, height, width = image.shape
     coarse, uncertainty, refined = (torch.empty(batch, channels, height, width) for channels in (3, 1, 3))
-    parts = iterate_tiles(model, image, tile=tile, overlap=overlap, code=code, strength=strength)
-    for done, (part, result, total) in enumerate(parts, start=1):
-        coarse[..., *part.kept] = result.coarse
-        uncertainty[..., *part.kept] = result.uncertainty
-        refined[..., *part.kept] = result.refined
-        if progress:
-            progress(done, total)
+    for band in restore_bands(
+        model, image, tile=tile, overlap=overlap, code=code, strength=strength, progress=progress
+    ):
+        coarse[..., band.rows, :] = band.coarse
+        uncertainty[..., band.rows, :] = band.uncertainty
+        refined[..., band.rows, :] = band.refined
     return Restoration(coarse, uncertainty, refined, code.task_logits.float().cpu().clone())
 
 
@@ -252,7 +247,7 @@ class Restorer:
         strength: float = 1.0,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Restore ``(H, W, 3)`` uint8; only one tile at a time is in float, so a large picture needs little memory.
+        """Restore ``(H, W, 3)`` uint8; one row of tiles at a time is in float, so large pictures need little memory.
 
         Arguments as in `__call__`.
 
@@ -265,13 +260,12 @@ class Restorer:
         image = _as_batch(pixels)
         refined, uncertainty = np.empty(pixels.shape, np.uint8), np.empty(pixels.shape[:2], np.float16)
         tile, code = choose_tile(tile, *pixels.shape[:2]), self._code(image, task)
-        parts = iterate_tiles(self.model, image, tile=tile, overlap=overlap, code=code, strength=strength)
-        for done, (part, result, total) in enumerate(parts, start=1):
-            eight_bit = (result.refined[0].clamp(0, 1) * 255).round().byte()
-            refined[part.kept] = eight_bit.permute(1, 2, 0).cpu().numpy()
-            uncertainty[part.kept] = result.uncertainty[0, 0].half().cpu().numpy()
-            if progress:
-                progress(done, total)
+        for band in restore_bands(
+            self.model, image, tile=tile, overlap=overlap, code=code, strength=strength, progress=progress
+        ):
+            eight_bit = (band.refined[0].clamp(0, 1) * 255).round().byte()
+            refined[band.rows] = eight_bit.permute(1, 2, 0).numpy()
+            uncertainty[band.rows] = band.uncertainty[0, 0].half().numpy()
         return refined, uncertainty
 
     def task_index(self, task: str | None) -> int | None:
