@@ -295,8 +295,27 @@ def test_a_picture_too_large_for_memory_is_reported_and_the_rest_is_restored(wei
 
     monkeypatch.setattr(Restorer, "restore_pixels", full)
     assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 1
-    assert "a.png: not enough memory; choose smaller tiles" in capsys.readouterr().err
+    assert "a.png: not enough memory, even for tiles of 64 pixels" in capsys.readouterr().err
     assert files(tmp_path / "out") == ["b.png"]
+
+
+def test_tiles_that_do_not_fit_into_memory_become_smaller(weights, tmp_path, monkeypatch):
+    large = pixels(2, 300, 200)
+    write(tmp_path / "a.png", large)
+    real, tried = Restorer.restore_pixels, []
+
+    def scarce(self, image, **options):
+        tried.append(options["tile"])
+        if len(tried) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(self, image, **options)
+
+    monkeypatch.setattr(Restorer, "restore_pixels", scarce)
+    assert run(weights, tmp_path / "a.png", "-o", tmp_path / "out") == 0
+    assert tried == ["auto", 150, 75]
+    monkeypatch.undo()
+    with Image.open(tmp_path / "out" / "a.png") as result:
+        assert np.abs(np.asarray(result).astype(int) - expected(weights, large)).max() <= 1
 
 
 CHECK_MODULES = """

@@ -268,6 +268,11 @@ class Restorer:
             uncertainty[band.rows] = band.uncertainty[0, 0].half().numpy()
         return refined, uncertainty
 
+    def free_memory(self) -> None:
+        """Give memory that is kept for reuse back to the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def task_index(self, task: str | None) -> int | None:
         """Index of a task's name, None for None and ``"auto"``; `UserError` for a name the model does not know."""
         if task is None or task == "auto":

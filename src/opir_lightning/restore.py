@@ -26,6 +26,9 @@ Exit status: 0 all restored, 1 something failed (each named with its reason, the
 Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
 
 
+SMALLEST_TILE = 64
+
+
 class Job(NamedTuple):
     """One picture to restore and the files to write for it; None for those not asked for."""
 
@@ -211,11 +214,23 @@ def _load(args: argparse.Namespace) -> Restorer:
     return restorer
 
 
-def _reason(error: BaseException) -> str:
+def _out_of_memory(error: BaseException) -> bool:
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
-        return "not enough memory; choose smaller tiles, e.g. --tile 256"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def _smaller(tile: int | str | None, size: tuple[int, int]) -> int | None:
+    """Half of the tiles that did not fit into memory; None where smaller ones would be all overlap."""
+    from opir_lightning.inference import choose_tile
+
+    used = choose_tile(tile, *size) or max(size)  # type: ignore[arg-type]
+    return used // 2 if used >= 2 * SMALLEST_TILE else None
+
+
+def _reason(error: BaseException) -> str:
+    if _out_of_memory(error):
+        return f"not enough memory, even for tiles of {SMALLEST_TILE} pixels"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -227,14 +242,25 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
 
     picture = read_picture(job.source)
     bar.set_postfix_str(job.source.name)
-    refined, uncertainty = restorer.restore_pixels(
-        picture.pixels,
-        task=args.task,
-        tile=args.tile,
-        overlap=args.overlap,
-        strength=args.strength,
-        progress=lambda done, total: bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None,
-    )
+    tile = args.tile
+    while True:
+        try:
+            refined, uncertainty = restorer.restore_pixels(
+                picture.pixels,
+                task=args.task,
+                tile=tile,
+                overlap=args.overlap,
+                strength=args.strength,
+                progress=lambda done, total: (
+                    bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None
+                ),
+            )
+            break
+        except (MemoryError, RuntimeError) as error:
+            tile = _smaller(tile, picture.pixels.shape[:2])
+            if tile is None or not _out_of_memory(error):
+                raise
+        restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
         write_picture(compare_picture(picture.pixels, refined), job.compare)
     if job.uncertainty:
