@@ -258,7 +258,8 @@ def test_turned_photographs_come_out_upright_with_their_exif(weights, tmp_path):
     assert run(weights, tmp_path / "turned.jpg", "-o", tmp_path / "out") == 0
     with Image.open(tmp_path / "out" / "turned.jpg") as result:
         assert result.size == (20, 30)
-        assert dict(result.getexif()) == {0x010F: "Camera"}
+        assert result.getexif()[0x010F] == "Camera"
+        assert result.getexif().get(0x0112, 1) == 1  # upright as it is, not to be turned once more
 
 
 def test_of_a_phones_double_picture_the_first_is_restored(weights, tmp_path):
@@ -268,19 +269,55 @@ def test_of_a_phones_double_picture_the_first_is_restored(weights, tmp_path):
         assert (result.format, result.size) == ("JPEG", (30, 20))
 
 
-def test_16_bit_pictures_are_restored_at_8_with_a_note(weights, tmp_path, capsys):
+def test_16_bits_stay_16_bits(weights, tmp_path):
     import cv2
 
     (tmp_path / "in").mkdir()
-    deep = pixels().astype(np.uint16) * 257
-    cv2.imwrite(str(tmp_path / "in" / "colour.png"), deep[..., ::-1])
+    deep = np.random.default_rng(4).integers(10000, 50000, (20, 30, 4), dtype=np.uint16)
+    for name in ("colour.png", "colour.tif"):
+        cv2.imwrite(str(tmp_path / "in" / name), deep[..., :3])
+    cv2.imwrite(str(tmp_path / "in" / "alpha.png"), deep)
     cv2.imwrite(str(tmp_path / "in" / "grey.png"), deep[..., 0])
-    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 0
-    said = capsys.readouterr().err
-    for name in ("colour", "grey"):
-        assert f"{name}.png: 16 bits per channel were reduced to 8" in said
-    with Image.open(tmp_path / "out" / "colour.png") as result:
-        assert np.array_equal(np.asarray(result), expected(weights, pixels()))
+    for strength in ("0", "1"):
+        assert run(weights, tmp_path / "in", "-o", tmp_path / strength, "--strength", strength) == 0
+        for name in files(tmp_path / "in"):
+            before, after = (cv2.imread(str(tmp_path / f / name), cv2.IMREAD_UNCHANGED) for f in ("in", strength))
+            assert (after.dtype, after.shape) == (np.uint16, before.shape), name
+            assert np.array_equal(after, before) == (strength == "0"), name
+    alpha = cv2.imread(str(tmp_path / "1" / "alpha.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(alpha[..., 3], deep[..., 3])
+    result = cv2.imread(str(tmp_path / "1" / "colour.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    want = Restorer.from_pretrained(weights, device="cpu")(deep[..., 2::-1] / 65535).refined[0].permute(1, 2, 0)
+    assert np.abs(result / 65535 - want.numpy()).max() < 2e-5  # and not 8 bits on the way: that would be 2e-3
+
+
+def test_inks_palettes_and_bits_become_colours_and_greys(weights, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    colours = Image.fromarray(pixels())
+    write(source / "inks.jpg", colours.convert("CMYK"), quality=100)
+    write(source / "palette.png", colours.quantize(8))
+    write(source / "bits.png", colours.convert("1"))
+    assert run(weights, source, "-o", out, "--strength", "0") == 0
+    for name, mode in (("inks.jpg", "RGB"), ("palette.png", "RGB"), ("bits.png", "L")):
+        with Image.open(out / name) as result, Image.open(source / name) as before:
+            assert (result.mode, result.size) == (mode, before.size)
+            if name != "inks.jpg":
+                assert np.array_equal(np.asarray(result), np.asarray(before.convert(mode)))
+
+
+def test_results_can_have_another_format_and_quality(weights, tmp_path, capsys):
+    picture = write(tmp_path / "a.png", np.dstack([pixels(), pixels()[..., 0]]))
+    sizes = {}
+    for kind, quality in (("jpg", "95"), ("jpg", "20"), ("webp", "90"), ("tif", "90"), ("bmp", "90")):
+        out = tmp_path / f"{kind}{quality}"
+        assert run(weights, picture, "-o", out, "--format", kind, "--quality", quality) == 0
+        assert files(out) == [f"a.{kind}"]
+        with Image.open(out / f"a.{kind}") as result:
+            assert result.size == (30, 20)
+            assert result.mode == ("RGBA" if kind in ("webp", "tif") else "RGB")
+        sizes[kind + quality] = (out / f"a.{kind}").stat().st_size
+    assert sizes["jpg20"] < sizes["jpg95"] / 2
+    assert "not a number from 1 to 100" in usage_error(weights, capsys, picture, "-o", tmp_path, "--quality", "0")
 
 
 def test_a_picture_too_large_for_memory_is_reported_and_the_rest_is_restored(weights, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from opir_lightning.errors import UserError
-from opir_lightning.picture_files import open_picture, to_rgb
+from opir_lightning.picture_files import read_picture, to_rgb
 from opir_lightning.tiling import Span, plan_tiles
 from opir_lightning.types import Code, Restoration
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WHOLE_LIMIT = 2**20  # pixels up to which a picture is restored in one piece
 AUTO_TILE = 512
 AUTO_OVERLAP = 64  # see restore_tiled
+
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}  # the largest value of integer pixels
 
 Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
 TileSize = int | Literal["auto"] | None
@@ -116,7 +118,7 @@ def _estimate_code(model: OPIR, image: Tensor, task: int | None) -> Code:
 
 def _as_float(image: Tensor, device: torch.device) -> Tensor:
     image = image.to(device)  # first, so that 8-bit pictures travel as 8 bits
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    return image.float() / LEVELS.get(image.dtype, 1)
 
 
 def restore_tiled(
@@ -134,7 +136,7 @@ def restore_tiled(
 
     Args:
         model: in evaluation mode.
-        image: ``(B, 3, H, W)`` RGB, float in [0, 1] or uint8, any size from 1x1, on any device.
+        image: ``(B, 3, H, W)`` RGB, float in [0, 1], uint8 or uint16, any size from 1x1, on any device.
         tile: side of the part that one tile delivers, in pixels; None restores the picture in one piece. The model
             sees windows of up to ``tile + 2 * overlap``, which sets the memory.
         overlap: what a window adds on every side. ``model.receptive_field`` gives the result of the whole picture;
@@ -209,8 +211,8 @@ class Restorer:
         """Restore one picture, or a batch of one size.
 
         Args:
-            image: ``(3, H, W)`` or ``(B, 3, H, W)`` tensor, float in [0, 1] or uint8; ``(H, W, 3)`` or ``(H, W)``
-                array, alike; a PIL picture; or the path of one.
+            image: ``(3, H, W)`` or ``(B, 3, H, W)`` tensor, float in [0, 1], uint8 or uint16; ``(H, W, 3)`` or
+                ``(H, W)`` array, alike; a PIL picture; or the path of one.
             task: name of the degradation where it is known; None or ``"auto"`` estimates it.
             tile: side of a tile in pixels, None for one piece; ``"auto"``: one piece up to a megapixel, 512 beyond.
             overlap: as in `restore_tiled`.
@@ -247,24 +249,24 @@ class Restorer:
         strength: float = 1.0,
         progress: Progress | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Restore ``(H, W, 3)`` uint8; one row of tiles at a time is in float, so large pictures need little memory.
+        """Restore ``(H, W, 3)`` uint8 or uint16; only one row of tiles at a time is in float.
 
         Arguments as in `__call__`.
 
         Returns:
-            ``(H, W, 3)`` uint8, and the uncertainty ``(H, W)`` float16, in image units.
+            ``(H, W, 3)`` of the type of the pixels, and the uncertainty ``(H, W)`` float16, in image units.
         """
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"expected uint8 pixels, got {pixels.dtype}")
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
         _check_strength(strength)
         image = _as_batch(pixels)
-        refined, uncertainty = np.empty(pixels.shape, np.uint8), np.empty(pixels.shape[:2], np.float16)
+        refined, uncertainty = np.empty_like(pixels), np.empty(pixels.shape[:2], np.float16)
         tile, code = choose_tile(tile, *pixels.shape[:2]), self._code(image, task)
         for band in restore_bands(
             self.model, image, tile=tile, overlap=overlap, code=code, strength=strength, progress=progress
         ):
-            eight_bit = (band.refined[0].clamp(0, 1) * 255).round().byte()
-            refined[band.rows] = eight_bit.permute(1, 2, 0).numpy()
+            levels = (band.refined[0].clamp(0, 1) * np.iinfo(pixels.dtype).max).round()
+            refined[band.rows] = levels.permute(1, 2, 0).numpy()
             uncertainty[band.rows] = band.uncertainty[0, 0].half().numpy()
         return refined, uncertainty
 
@@ -302,6 +304,8 @@ def choose_device(device: torch.device | str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"There is no kind of device '{device}'; use auto, cpu or cuda.") from error
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("The device 'mps' was asked for and torch finds none; use auto or cpu.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError("The device 'cuda' was asked for and torch finds no usable GPU; use auto or cpu.")
     return chosen
@@ -317,8 +321,7 @@ def choose_tile(tile: TileSize, height: int, width: int) -> int | None:
 def _as_batch(image: Tensor | np.ndarray | Image.Image | Path | str) -> Tensor:
     """``(B, 3, H, W)``, uint8 or float32, checked."""
     if isinstance(image, Path | str):
-        with open_picture(image) as opened:
-            image = to_rgb(opened)
+        image = read_picture(image).pixels
     if isinstance(image, Image.Image):
         image = to_rgb(image)
     if isinstance(image, np.ndarray):
@@ -326,16 +329,17 @@ def _as_batch(image: Tensor | np.ndarray | Image.Image | Path | str) -> Tensor:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"An array must be (H, W, 3) or (H, W), and this one is {image.shape}.")
-        image = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        plain = image.flags.writeable and image.flags.c_contiguous
+        image = torch.from_numpy(image if plain else np.array(image)).permute(2, 0, 1)
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
         raise UserError(
             f"A tensor must be (3, H, W) or (B, 3, H, W) and not empty, and this one is {tuple(image.shape)}."
         )
-    if batch.dtype == torch.uint8:
+    if batch.dtype in LEVELS:
         return batch
     if not batch.is_floating_point():
-        raise UserError(f"Pixels must be uint8, or floating-point in [0, 1], and these are {batch.dtype}.")
+        raise UserError(f"Pixels must be uint8, uint16, or floating-point in [0, 1], and these are {batch.dtype}.")
     low, high = batch.min().item(), batch.max().item()
     if not (low >= -1 and high <= 2):  # noise may leave [0, 1]; so written, a NaN is refused too
         raise UserError(

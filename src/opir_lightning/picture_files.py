@@ -1,51 +1,164 @@
-"""Picture files as people have them: every kind of pixels in, and what has to survive a restoration kept."""
+"""Picture files as people have them: every kind of pixels in, and what has to survive a restoration kept.
+
+libvips reads and writes: it keeps 16 bits, profiles and EXIF data of all kinds of files. Pillow
+takes what libvips does not: BMP, and HEIC where its plugin ``pillow-heif`` is installed.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageOps
 
 from opir_lightning.errors import UserError
-from opir_lightning.files import write_atomically
+from opir_lightning.files import replaced_atomically
+
+if TYPE_CHECKING:
+    import pyvips
 
 # How each kind of file is written; lossy ones so that the loss stays below what a restoration is about.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"quality": 95}),
-    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
-    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
-    ".bmp": ("BMP", {}),
+    ".png": ("png", {}),
+    ".jpg": ("jpeg", {"Q": 95, "subsample_mode": "off"}),
+    ".jpeg": ("jpeg", {"Q": 95, "subsample_mode": "off"}),
+    ".webp": ("webp", {"Q": 95}),
+    ".tif": ("tiff", {"compression": "lzw"}),
+    ".tiff": ("tiff", {"compression": "lzw"}),
+    ".bmp": ("BMP", {}),  # in capitals: by Pillow
+    ".avif": ("heif", {"compression": "av1", "Q": 85, "subsample_mode": "off"}),
+    ".heic": ("HEIF", {"quality": 95}),
+    ".heif": ("HEIF", {"quality": 95}),
 }
 SUFFIXES = ", ".join(FORMATS)
+QUALITY = {"jpeg": "Q", "webp": "Q", "heif": "Q", "HEIF": "quality"}  # what the formats with a loss call it
+EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
+WITHOUT_ALPHA = {"jpeg", "BMP"}
+TURNED = "exif-ifd0-Orientation"
+RESOLUTION = ("xres", "yres")
+METADATA = ("exif-", "icc-profile-data", "xmp-data", "iptc-data", "png-comment-", "resolution-unit", *RESOLUTION)
+
+
+class Picture(NamedTuple):
+    """A decoded picture and what has to survive its restoration.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 or uint16 RGB, upright.
+        alpha: ``(H, W)`` of the same type, or None.
+        grey: whether it had one colour channel only.
+        metadata: EXIF data, colour profile and the like, by libvips' names: (type, value).
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+    metadata: Mapping[str, tuple[int, Any]] = {}
 
 
 @contextmanager
-def open_picture(path: Path | str) -> Iterator[Image.Image]:
-    """Open a picture file; whatever its decoder stumbles over within the block becomes a `UserError`."""
+def _named(path: Path | str) -> Iterator[None]:
+    """Whatever a decoder stumbles over within the block becomes a `UserError` that names the file."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except UserError as error:
         raise UserError(f"'{path}': {error}") from error
     except FileNotFoundError as error:
         raise UserError(f"There is no picture '{path}'.") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"'{path}' cannot be read as a picture: its content is of no known kind.") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise UserError(f"'{path}' cannot be read as a picture: {str(error) or type(error).__name__}.") from error
+        raise UserError(f"'{path}' cannot be read as a picture: {_last_line(error)}.") from error
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of a library's message: libvips lists what it tried first."""
+    lines = str(error).strip().splitlines()
+    if lines and "not a known file format" in lines[-1]:
+        return "its content is of no known kind"
+    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
+
+
+def read_picture(path: Path | str) -> Picture:
+    """Decode a picture file to upright RGB of 8 or 16 bits, and keep its alpha channel, EXIF data and colour profile.
+
+    Inks (CMYK) are converted by their profile to sRGB, palettes and single bits become 8 bits.
+
+    Raises:
+        UserError: the file is missing, empty or broken, of an unknown kind, holds several pictures, or values whose
+            range is unknown.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"files of the kind '{path.suffix}' are not supported; convert it to one of {SUFFIXES}")
+    with _named(path):
+        with path.open("rb") as file:
+            start = file.read(16)
+        if not start:
+            raise UserError("the file is empty")
+        return _with_pillow(path) if start[:2] == b"BM" or _is_heic(start) else _with_vips(path)
+
+
+def _is_heic(start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")
+
+
+def _with_pillow(path: Path) -> Picture:
+    if path.suffix.lower() != ".bmp":
+        _register_heif()
+    with Image.open(path) as opened:
+        _check_pages(getattr(opened, "n_frames", 1))
+        image = ImageOps.exif_transpose(opened)
+        alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+        return Picture(to_rgb(image), alpha, image.mode in ("1", "L", "LA"))
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise UserError("HEIC pictures need a plugin: pip install pillow-heif") from error
+    pillow_heif.register_heif_opener()
+
+
+def _check_pages(pages: int) -> None:
+    if pages > 1:
+        raise UserError(f"it holds {pages} pictures and only still ones can be restored; split it first")
+
+
+def _with_vips(path: Path) -> Picture:
+    import pyvips
+
+    image = pyvips.Image.new_from_file(str(path), fail_on="truncated")
+    if not image.get("vips-loader").startswith("jpeg"):  # a phone's JPEG with a second view: its first picture counts
+        _check_pages(image.get_n_pages())
+    image = image.autorot()
+    deep = image.format == "ushort"
+    if image.format not in ("uchar", "ushort"):
+        raise UserError(f"it holds values of the kind '{image.format}', whose range is unknown; convert it to 16 bits")
+    if image.interpretation == "cmyk":
+        embedded = image.get_typeof("icc-profile-data") != 0
+        image = image.icc_transform("srgb", embedded=embedded, input_profile="cmyk", depth=16 if deep else 8)
+    elif image.interpretation in ("lab", "labs", "labq", "xyz", "hsv", "lch"):
+        image = image.colourspace("rgb16" if deep else "srgb")
+    if image.bands > 4:
+        raise UserError(f"it holds {image.bands} channels; convert it to RGB or RGBA")
+    metadata = {
+        name: (image.get_typeof(name), image.get(name))
+        for name in image.get_fields()
+        if name.startswith(METADATA) and name != TURNED
+    }
+    pixels = image.numpy().reshape(image.height, image.width, image.bands)
+    alpha = np.ascontiguousarray(pixels[..., -1]) if image.bands in (2, 4) else None
+    grey = image.bands < 3
+    colours = np.repeat(pixels[..., :1], 3, axis=2) if grey else np.ascontiguousarray(pixels[..., :3])
+    return Picture(colours, alpha, grey, metadata)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels ``(H, W, 3)`` uint8 of a picture of any kind, turned upright; 16 bits are scaled to 8, alpha dropped.
+    """The pixels ``(H, W, 3)`` uint8 of a PIL picture of any kind, upright; 16 bits are scaled to 8, alpha dropped.
 
     Raises:
         UserError: the picture holds floating-point values, whose range is unknown, or integers beyond 16 bits.
@@ -61,80 +174,63 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-class Picture(NamedTuple):
-    """A decoded picture and what has to survive its restoration.
-
-    Attributes:
-        pixels: ``(H, W, 3)`` uint8 RGB, upright.
-        alpha: ``(H, W)`` uint8, or None.
-        grey: whether it had one colour channel only.
-        info: EXIF data and colour profile, as Pillow's ``save`` takes them.
-        note: what was lost on the way in, or None.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-    grey: bool
-    info: dict[str, bytes]
-    note: str | None
-
-    def with_pixels(self, pixels: np.ndarray) -> Image.Image:
-        """The picture with other pixels ``(H, W, 3)`` uint8: grey stays grey, the alpha channel stays as it was."""
-        image = Image.fromarray(pixels)
-        if self.grey:
-            image = image.convert("L")
-        if self.alpha is not None:
-            image.putalpha(Image.fromarray(self.alpha))
-        return image
-
-
-def read_picture(path: Path) -> Picture:
-    """Decode a picture file to 8-bit RGB, upright, and keep its alpha channel, EXIF data and colour profile.
-
-    Raises:
-        UserError: the file is missing, broken, of an unknown kind, or holds several pictures.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"files of the kind '{path.suffix}' are not supported; convert it to one of {SUFFIXES}")
-    with open_picture(path) as image:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a phone's JPEG with a second view: its first picture counts
-            raise UserError(f"it holds {frames} pictures and only still ones can be restored; split it first")
-        deep = image.mode.startswith("I") or any("16" in str(part[3]) for part in getattr(image, "tile", []))
-        info = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
-        if image.mode == "CMYK":
-            info = {}  # the profile describes inks, and the result is RGB
-        image = ImageOps.exif_transpose(image)
-        if image.info.get("exif"):
-            info["exif"] = image.info["exif"]  # as exif_transpose leaves it: without the orientation
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        alpha = np.array(image.convert("RGBA").getchannel("A")) if transparent else None
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-        return Picture(to_rgb(image), alpha, grey, info, "16 bits per channel were reduced to 8" if deep else None)
-
-
-def write_picture(
-    image: Image.Image, path: Path, *, info: dict[str, bytes] | None = None, text: str | None = None
-) -> None:
+def write_picture(picture: Picture, path: Path, *, quality: int | None = None) -> None:
     """Write a picture in the format of its suffix, whole or not at all.
 
+    What the format cannot hold is reduced: 16 bits to 8, and alpha to a white background.
+
     Args:
-        image: what to write.
+        picture: what to write; it is written grey if it says so.
         path: with a suffix of `FORMATS`.
-        info: as in `Picture`.
-        text: a description, for PNG.
+        quality: 1 to 100, for formats with a loss; None for one that is not seen.
 
     Raises:
-        UserError: the format cannot hold the picture.
+        UserError: the format cannot hold a picture of this size.
     """
+    import cv2
+
     kind, options = FORMATS[path.suffix.lower()]
-    options = {**options, **(info or {})}
-    if text:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("Description", text)
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, kind, **options)
-    except ValueError as error:  # beyond what the format can hold
-        raise UserError(f"the result cannot be written as {kind}: {error}") from error
-    write_atomically(path, buffer.getvalue())
+    if quality is not None and kind in QUALITY:
+        options = {**options, QUALITY[kind]: quality}
+    pixels, alpha = picture.pixels, picture.alpha
+    if picture.grey:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    if alpha is not None:
+        pixels = np.dstack([pixels, alpha])
+    if kind in EIGHT_BIT and pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    with replaced_atomically(path) as temporary:
+        if kind.isupper():
+            if kind == "HEIF":
+                _register_heif()
+            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            image.convert("RGB" if kind == "BMP" and alpha is not None else image.mode).save(temporary, kind, **options)
+            return
+        try:
+            _to_vips(pixels, picture, kind).__getattr__(f"{kind}save")(str(temporary), **options)
+        except Exception as error:  # beyond what the format can hold, or the disk is full
+            raise UserError(f"the result cannot be written as {kind.upper()}: {_last_line(error)}") from error
+
+
+def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
+    """Metadata of a `Picture` that become a text of a PNG file."""
+    import pyvips
+
+    return {f"png-comment-0-{keyword}": (pyvips.GValue.gstr_type, text)}
+
+
+def _to_vips(pixels: np.ndarray, picture: Picture, kind: str) -> pyvips.Image:
+    import pyvips
+
+    names = {1: ("b-w", "grey16"), 2: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("srgb", "rgb16")}
+    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    image = image.copy(interpretation=names[image.bands][pixels.dtype == np.uint16])
+    if kind in WITHOUT_ALPHA and image.hasalpha():
+        image = image.flatten(background=[255])
+    kept = dict(picture.metadata)
+    resolution = {name: kept.pop(name)[1] for name in RESOLUTION if name in kept}
+    image = image.copy(**resolution)  # whose metadata are its own
+    for name, (type_, value) in kept.items():
+        image.set_type(type_, name, value)
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # EXIF data would turn upright pixels once more
+    return image

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from opir_lightning.errors import UserError
-from opir_lightning.picture_files import FORMATS, SUFFIXES, read_picture, write_picture
+from opir_lightning.picture_files import FORMATS, SUFFIXES, Picture, png_text, read_picture, write_picture
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -85,13 +84,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="restore again what is already there")
     add("--uncertainty", action="store_true", help="write NAME_uncertainty.png too: dark is certain, bright is not")
     add("--compare", action="store_true", help="write NAME_compare.png too: input and result side by side")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)")
+    kinds = ("keep", *(suffix[1:] for suffix in FORMATS))
+    add("--format", choices=kinds, default="keep", help="kind of the results (default: that of the input)")
+    add("--quality", type=_quality, metavar="1...100", help="for formats with a loss (default: one that is not seen)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of pixels")
+    return int(text)
+
+
+def _quality(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to 100")
     return int(text)
 
 
@@ -131,6 +139,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
             pairs = []
             failed.append(f"{given}: there is no such file or folder")
         for source, name in pairs:
+            if args.format != "keep":
+                name = name.with_suffix(f".{args.format}")
             job = _job(source, args.output / name, compare=args.compare, uncertainty=args.uncertainty)
             other = jobs.setdefault(job.result, job)
             if other.source.resolve() != source.resolve():
@@ -188,15 +198,12 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
         with tqdm(waiting, unit="picture", disable=None) as bar:
             for job in bar:
                 try:
-                    note = _restore(restorer, job, args, bar)
+                    _restore(restorer, job, args, bar)
                 except (UserError, OSError, RuntimeError, MemoryError) as error:
                     failures += 1
                     reason = _reason(error)
                     named = reason if str(job.source) in reason else f"{job.source}: {reason}"
                     tqdm.write(f"failed: {named}", file=sys.stderr)
-                else:
-                    if note:
-                        tqdm.write(f"note: {job.source}: {note}", file=sys.stderr)
     done, skipped = len(waiting) - failures + len(failed), len(jobs) - len(waiting)
     print(f"{done} restored, {skipped} already there, {failures} failed; results in {args.output}")
     return 1 if failures else 0
@@ -234,8 +241,8 @@ def _reason(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -> str | None:
-    """Restore one picture and write what was asked for, the result last; returns a note if something was lost."""
+def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -> None:
+    """Restore one picture and write what was asked for, the result last."""
     import torch
 
     from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
@@ -262,20 +269,20 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
-        write_picture(compare_picture(picture.pixels, refined), job.compare)
+        write_picture(Picture(compare_picture(picture.pixels, refined)), job.compare)
     if job.uncertainty:
-        image = Image.fromarray(to_pixels(torch.from_numpy(uncertainty)[None]))
+        text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
         write_picture(
-            image, job.uncertainty, text=f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
+            Picture(to_pixels(torch.from_numpy(uncertainty)[None]), metadata=png_text("Description", text)),
+            job.uncertainty,
         )
-    write_picture(picture.with_pixels(refined), job.result, info=picture.info)
-    return picture.note
+    write_picture(picture._replace(pixels=refined), job.result, quality=args.quality)
 
 
-def compare_picture(before: np.ndarray, after: np.ndarray) -> Image.Image:
-    """Two pictures ``(H, W, 3)`` uint8 side by side, with a white gap of 8 pixels."""
-    gap = np.full((before.shape[0], 8, 3), 255, np.uint8)
-    return Image.fromarray(np.concatenate([before, gap, after], axis=1))
+def compare_picture(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Two pictures ``(H, W, 3)`` of one type side by side, with a white gap of 8 pixels."""
+    gap = np.full((before.shape[0], 8, 3), np.iinfo(before.dtype).max, before.dtype)
+    return np.concatenate([before, gap, after], axis=1)
 
 
 if __name__ == "__main__":
