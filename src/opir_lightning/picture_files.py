@@ -131,7 +131,10 @@ def _check_pages(pages: int) -> None:
 def _with_vips(path: Path) -> Picture:
     import pyvips
 
-    image = pyvips.Image.new_from_file(str(path), fail_on="truncated")
+    # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
+    image = pyvips.Image.new_from_file(str(path), fail_on="truncated", access="sequential")
+    if image.get_typeof("orientation") and image.get("orientation") > 1:
+        image = pyvips.Image.new_from_file(str(path), fail_on="truncated")
     if not image.get("vips-loader").startswith("jpeg"):  # a phone's JPEG with a second view: its first picture counts
         _check_pages(image.get_n_pages())
     image = image.autorot()
@@ -223,7 +226,9 @@ def _to_vips(pixels: np.ndarray, picture: Picture, kind: str) -> pyvips.Image:
     import pyvips
 
     names = {1: ("b-w", "grey16"), 2: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("srgb", "rgb16")}
-    image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
+    height, width, bands = pixels.shape
+    form = "ushort" if pixels.dtype == np.uint16 else "uchar"
+    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, form)  # not a copy
     image = image.copy(interpretation=names[image.bands][pixels.dtype == np.uint16])
     if kind in WITHOUT_ALPHA and image.hasalpha():
         image = image.flatten(background=[255])

@@ -258,6 +258,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 tile=tile,
                 overlap=args.overlap,
                 strength=args.strength,
+                with_uncertainty=job.uncertainty is not None,
                 progress=lambda done, total: (
                     bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None
                 ),
@@ -270,13 +271,15 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
         write_picture(Picture(compare_picture(picture.pixels, refined)), job.compare)
-    if job.uncertainty:
+    if job.uncertainty and uncertainty is not None:
         text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
         write_picture(
             Picture(to_pixels(torch.from_numpy(uncertainty)[None]), metadata=png_text("Description", text)),
             job.uncertainty,
         )
-    write_picture(picture._replace(pixels=refined), job.result, quality=args.quality)
+    picture = picture._replace(pixels=refined)
+    del refined, uncertainty  # a large picture and its result would both be kept while it is written
+    write_picture(picture, job.result, quality=args.quality)
 
 
 def compare_picture(before: np.ndarray, after: np.ndarray) -> np.ndarray:
