@@ -315,6 +315,10 @@ def test_results_can_have_another_format_and_quality(weights, tmp_path, capsys):
         with Image.open(out / f"a.{kind}") as result:
             assert result.size == (30, 20)
             assert result.mode == ("RGBA" if kind in ("webp", "tif") else "RGB")
+            if kind == "bmp":  # without transparency: on white
+                colours = expected(weights, pixels()).astype(float)
+                white = 255 - pixels()[..., :1] / 255 * (255 - colours)
+                assert np.abs(np.asarray(result) - white).max() <= 1
         sizes[kind + quality] = (out / f"a.{kind}").stat().st_size
     assert sizes["jpg20"] < sizes["jpg95"] / 2
     assert "not a number from 1 to 100" in usage_error(weights, capsys, picture, "-o", tmp_path, "--quality", "0")

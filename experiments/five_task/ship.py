@@ -128,7 +128,11 @@ def main() -> None:
     rows = validation(arguments.run)
     record = {
         "training": meta,
-        "evaluation": {key: value for key, value in results["meta"].items() if key != "weights"},
+        "evaluation": {
+            key: Path(value).name if key == "checkpoint" else value  # a path would say nothing elsewhere
+            for key, value in results["meta"].items()
+            if key != "weights"
+        },
         "sets": {name: {key: scores[key] for key in KEPT} for name, scores in results["sets"].items()},
         "validation": rows,
     }

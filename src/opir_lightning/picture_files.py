@@ -198,7 +198,10 @@ def write_picture(picture: Picture, path: Path, *, quality: int | None = None) -
     pixels, alpha = picture.pixels, picture.alpha
     if picture.grey:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
-    if alpha is not None:
+    if alpha is not None and kind in WITHOUT_ALPHA:
+        share, white = alpha[..., None] / np.float32(np.iinfo(alpha.dtype).max), np.iinfo(pixels.dtype).max
+        pixels = (white - share * (white - pixels)).round().astype(pixels.dtype)
+    elif alpha is not None:
         pixels = np.dstack([pixels, alpha])
     if kind in EIGHT_BIT and pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -207,10 +210,10 @@ def write_picture(picture: Picture, path: Path, *, quality: int | None = None) -
             if kind == "HEIF":
                 _register_heif()
             image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-            image.convert("RGB" if kind == "BMP" and alpha is not None else image.mode).save(temporary, kind, **options)
+            image.save(temporary, kind, **options)
             return
         try:
-            _to_vips(pixels, picture, kind).__getattr__(f"{kind}save")(str(temporary), **options)
+            getattr(_to_vips(pixels, picture.metadata), f"{kind}save")(str(temporary), **options)
         except Exception as error:  # beyond what the format can hold, or the disk is full
             raise UserError(f"the result cannot be written as {kind.upper()}: {_last_line(error)}") from error
 
@@ -222,19 +225,16 @@ def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
     return {f"png-comment-0-{keyword}": (pyvips.GValue.gstr_type, text)}
 
 
-def _to_vips(pixels: np.ndarray, picture: Picture, kind: str) -> pyvips.Image:
+def _to_vips(pixels: np.ndarray, metadata: Mapping[str, tuple[int, Any]]) -> pyvips.Image:
     import pyvips
 
-    names = {1: ("b-w", "grey16"), 2: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("srgb", "rgb16")}
     height, width, bands = pixels.shape
-    form = "ushort" if pixels.dtype == np.uint16 else "uchar"
+    deep = pixels.dtype == np.uint16
+    names, form = (("grey16", "rgb16"), "ushort") if deep else (("b-w", "srgb"), "uchar")
     image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, form)  # not a copy
-    image = image.copy(interpretation=names[image.bands][pixels.dtype == np.uint16])
-    if kind in WITHOUT_ALPHA and image.hasalpha():
-        image = image.flatten(background=[255])
-    kept = dict(picture.metadata)
+    kept = dict(metadata)
     resolution = {name: kept.pop(name)[1] for name in RESOLUTION if name in kept}
-    image = image.copy(**resolution)  # whose metadata are its own
+    image = image.copy(interpretation=names[bands > 2], **resolution)  # whose metadata are its own
     for name, (type_, value) in kept.items():
         image.set_type(type_, name, value)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # EXIF data would turn upright pixels once more
