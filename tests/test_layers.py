@@ -20,7 +20,8 @@ MAY_KNOW = {
     "errors": set(),
     "threads": set(),
     "files": set(),
-    "picture_files": {"files", *BASE},
+    "memory": set(),
+    "picture_files": {"files", "memory", *BASE},
     "__init__": {"checkpoints", "inference", "metrics", "models", *BASE},
     "ops": BASE,
     "degradations": BASE,
@@ -32,7 +33,7 @@ MAY_KNOW = {
     "provenance": {"__init__"},
     "checkpoints": {"models", "files", *BASE},
     "tiling": set(),
-    "inference": {"models", "checkpoints", "picture_files", "tiling", *BASE},
+    "inference": {"models", "checkpoints", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
     "training": {"models", "losses", "metrics", "pictures", *BASE},
 }

@@ -170,6 +170,23 @@ def test_label_mode_and_one_stage_train_too(tmp_path):
     assert torch.isfinite(weights(module)).all()
 
 
+def test_mixed_precision_trains_and_clips(tmp_path):
+    overrides = ("trainer.max_steps=1", "data.epoch_samples=2", "trainer.limit_val_batches=0", "callbacks.best=null")
+    moved = {}
+    for precision, limit in (("32-true", 1.0), ("bf16-mixed", 1.0), ("bf16-mixed", 1e-9)):
+        name = f"{precision}-{limit}"
+        # Plain descent: a step is as long as the gradient, which Adam would hide.
+        optimizer = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "optimizer.lr=1.0"]
+        more = [f"trainer.precision={precision}", f"trainer.gradient_clip_val={limit}", "schedule.warmup=0"]
+        before, *_ = assemble(check_keys(configuration(tmp_path / name, *overrides, *optimizer, *more)))
+        after, _ = fit(tmp_path / name, *overrides, *optimizer, *more)
+        moved[name] = (weights(after) - weights(before)).norm().item()
+    exact, mixed, clipped = moved.values()
+    assert mixed == pytest.approx(exact, rel=0.05)
+    assert clipped < mixed / 100
+    fit(tmp_path / "adamw", *overrides, "trainer.precision=bf16-mixed")  # the recipe's optimizer, in one pass
+
+
 def test_a_run_starts_from_given_weights(tmp_path):
     fit(tmp_path / "first", "trainer.max_steps=2", "trainer.limit_val_batches=0", "callbacks.best=null")
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"

@@ -100,6 +100,19 @@ class RestorationModule(LightningModule):
         scheduler = LambdaLR(optimizer, [self._rate(group["lr_factor"]) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for an optimizer in one pass under any mixed precision, because it might unscale the
+        # gradients itself; in bfloat16 they are not scaled.
+        if gradient_clip_val and self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _rate(self, factor: float) -> Callable[[int], float]:
         return lambda step: factor * self.schedule(self.progress(step))
 
