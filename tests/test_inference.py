@@ -15,12 +15,14 @@ from opir_lightning.checkpoints import save_weights
 from opir_lightning.errors import UserError
 from opir_lightning.inference import (
     AUTO_TILE,
+    SMALLEST_TILE,
     Restorer,
     choose_device,
     choose_tile,
     restore_bands,
     restore_tiled,
 )
+from opir_lightning.memory import free_memory
 from opir_lightning.models import OPIR
 from opir_lightning.picture_files import to_rgb
 from opir_lightning.tiling import plan_tiles
@@ -265,8 +267,41 @@ def test_from_pretrained_is_the_saved_model_in_evaluation_mode(model, picture, t
 def test_automatic_tiles_begin_beyond_a_megapixel():
     assert choose_tile("auto", 1024, 1024) is None
     assert choose_tile("auto", 1024, 1025) == AUTO_TILE
-    assert choose_tile(None, 5000, 5000) is None
-    assert choose_tile(96, 10, 10) == 96
+    assert choose_tile(None, 5000, 5000, fitting=100) is None
+    assert choose_tile(96, 10, 10, fitting=100) == 96
+
+
+def test_automatic_tiles_fit_into_the_memory_that_is_free(model, monkeypatch):
+    assert choose_tile("auto", 500, 500, fitting=250_000) is None
+    assert choose_tile("auto", 500, 500, fitting=249_999) == 256  # windows of 384, with an overlap of 64 on every side
+    assert choose_tile("auto", 5000, 5000, fitting=384**2 - 1) == 128
+    assert choose_tile("auto", 5000, 5000, fitting=1) == SMALLEST_TILE
+    restorer = Restorer(model, device="cpu")
+    monkeypatch.setattr("opir_lightning.inference.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)
+    assert restorer.choose_tile("auto", 400, 300) is None
+    assert restorer.choose_tile("auto", 400, 300, batch=2) == 64
+    assert restorer.choose_tile("auto", 400, 301) == 128
+
+
+def test_memory_that_is_free_is_no_more_than_a_containers_limit_leaves(tmp_path):
+    machine = free_memory(torch.device("cpu"), cgroup=tmp_path)
+    assert machine > 2**20
+    for name, value in (("memory.max", "1000000"), ("memory.current", "400000")):
+        (tmp_path / name).write_text(f"{value}\n")
+    assert free_memory(torch.device("cpu"), cgroup=tmp_path) == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(torch.device("cpu"), cgroup=tmp_path) > 2**20
+
+
+def test_the_network_in_a_short_type_is_nearly_the_same_and_strength_0_exactly(model, picture):
+    pixels = (picture[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    exact, short = (Restorer(model, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    difference = largest_difference(short(picture).refined, exact(picture).refined)
+    assert 0 < difference < 0.05
+    assert short(picture).refined.dtype == torch.float32
+    assert np.array_equal(short.restore_pixels(pixels, strength=0)[0], pixels)
+    with pytest.raises(UserError, match="no dtype 'int8'; use one of float32, bfloat16, float16"):
+        Restorer(model, device="cpu", dtype="int8")
 
 
 def test_an_unusable_device_is_named():

@@ -220,7 +220,7 @@ def test_strength_0_gives_the_picture_back(weights, tmp_path):
 def test_comparison_and_uncertainty_are_written_beside_the_result(weights, tmp_path):
     picture = write(tmp_path / "a.jpg", quality=95)
     assert run(weights, picture, "-o", tmp_path / "out", "--compare", "--uncertainty") == 0
-    assert files(tmp_path / "out") == ["a.jpg", "a_compare.png", "a_uncertainty.png"]
+    assert files(tmp_path / "out") == ["a.jpg", "a_compare.png", "a_uncertainty.png", "a_uncertainty.tiff"]
     with Image.open(picture) as before, Image.open(tmp_path / "out" / "a_compare.png") as both:
         original, pair = np.asarray(before.convert("RGB")), np.asarray(both)
     assert np.array_equal(pair[:, :30], original)
@@ -228,6 +228,9 @@ def test_comparison_and_uncertainty_are_written_beside_the_result(weights, tmp_p
     with Image.open(tmp_path / "out" / "a_uncertainty.png") as doubt:
         assert doubt.size == (30, 20)
         assert doubt.text["Description"].startswith("Expected absolute error")
+    with Image.open(tmp_path / "out" / "a_uncertainty.tiff") as values:
+        want = Restorer.from_pretrained(weights, device="cpu")(original).uncertainty[0, 0].numpy()
+        assert np.abs(np.asarray(values) - want).max() < 1e-6
 
 
 def test_transparency_greyscale_and_profile_survive(weights, tmp_path):
@@ -353,7 +356,7 @@ def test_tiles_that_do_not_fit_into_memory_become_smaller(weights, tmp_path, mon
 
     monkeypatch.setattr(Restorer, "restore_pixels", scarce)
     assert run(weights, tmp_path / "a.png", "-o", tmp_path / "out") == 0
-    assert tried == ["auto", 150, 75]
+    assert tried == [None, 150, 75]
     monkeypatch.undo()
     with Image.open(tmp_path / "out" / "a.png") as result:
         assert np.abs(np.asarray(result).astype(int) - expected(weights, large)).max() <= 1

@@ -282,7 +282,7 @@ class Restorer:
         says where the results lie.
 
         Returns:
-            ``(H, W, 3)`` of the type of the pixels, and the uncertainty ``(H, W)`` float16, in image units, or
+            ``(H, W, 3)`` of the type of the pixels, and the uncertainty ``(H, W)`` float32, in image units, or
             None.
         """
         if pixels.dtype not in (np.uint8, np.uint16):
@@ -290,7 +290,7 @@ class Restorer:
         _check_strength(strength)
         image = _as_batch(pixels)
         refined = allocate(pixels.shape, pixels.dtype)
-        uncertainty = allocate(pixels.shape[:2], np.float16) if with_uncertainty else None
+        uncertainty = allocate(pixels.shape[:2], np.float32) if with_uncertainty else None
         for band in restore_bands(
             self.model,
             image,
@@ -304,7 +304,7 @@ class Restorer:
             levels = band.refined[0].clamp_(0, 1).mul_(np.iinfo(pixels.dtype).max).round_()
             refined[band.rows] = levels.permute(1, 2, 0).numpy()
             if uncertainty is not None:
-                uncertainty[band.rows] = band.uncertainty[0, 0].half().numpy()
+                uncertainty[band.rows] = band.uncertainty[0, 0].numpy()
         return refined, uncertainty
 
     def choose_tile(self, tile: TileSize, height: int, width: int, *, batch: int = 1) -> int | None:
@@ -353,21 +353,21 @@ def choose_device(device: torch.device | str) -> torch.device:
     return chosen
 
 
-def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int) -> int | None:
+def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int | None = None) -> int | None:
     """Resolve ``"auto"``: one piece up to a megapixel, tiles of 512 beyond, and less where that does not fit.
 
     Args:
         tile: as given; anything but ``"auto"`` is returned.
         height: of the picture, in pixels.
         width: of the picture.
-        fitting: as many pixels of a window fit into the memory.
+        fitting: as many pixels of a window fit into the memory; None: all, so that scores depend on no machine's.
     """
     if tile != "auto":
         return tile
-    if height * width <= min(WHOLE_LIMIT, fitting):
+    if height * width <= (WHOLE_LIMIT if fitting is None else min(WHOLE_LIMIT, fitting)):
         return None
     size = AUTO_TILE
-    while size > SMALLEST_TILE and (size + 2 * AUTO_OVERLAP) ** 2 > fitting:
+    while fitting is not None and size > SMALLEST_TILE and (size + 2 * AUTO_OVERLAP) ** 2 > fitting:
         size //= 2
     return size
 

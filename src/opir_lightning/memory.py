@@ -6,11 +6,13 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 # Of both versions of control groups: the limit, and what of it is in use.
@@ -23,6 +25,8 @@ CGROUP_FILES = (
 def free_memory(device: torch.device, *, cgroup: Path = CGROUP) -> int:
     """Bytes that can still be had on a device; in a container no more than its limit leaves."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for reuse, by torch
         return free + kept

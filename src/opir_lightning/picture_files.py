@@ -1,12 +1,12 @@
 """Picture files as people have them: every kind of pixels in, and what has to survive a restoration kept.
 
-libvips reads and writes: it keeps 16 bits, profiles and EXIF data of all kinds of files. Pillow
-takes what libvips does not: BMP, and HEIC where its plugin ``pillow-heif`` is installed.
+libvips reads and writes: it keeps 16 bits, profiles and EXIF data of all kinds of files. Pillow takes what libvips does
+not: BMP, and HEIC where its plugin ``pillow-heif`` is installed. Large pictures lie in temporary files, not in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from opir_lightning.errors import UserError
 from opir_lightning.files import replaced_atomically
+from opir_lightning.memory import Scratch
 
 if TYPE_CHECKING:
     import pyvips
@@ -34,12 +35,40 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".heif": ("HEIF", {"quality": 95}),
 }
 SUFFIXES = ", ".join(FORMATS)
+# Pictures too, and better named than passed over in silence: of these nothing can be restored, or not without a loss.
+UNSUPPORTED = frozenset(
+    [
+        ".gif",
+        ".jp2",
+        ".jxl",
+        ".psd",
+        ".exr",
+        ".hdr",
+        ".svg",
+        ".ppm",
+        ".pgm",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+    ]  # the last are raw
+)
+LARGE = 2**26  # pixels beyond which a picture is kept in a temporary file
 QUALITY = {"jpeg": "Q", "webp": "Q", "heif": "Q", "HEIF": "quality"}  # what the formats with a loss call it
 EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
 WITHOUT_ALPHA = {"jpeg", "BMP"}
 TURNED = "exif-ifd0-Orientation"
+ORIENTATION = 0x0112
 RESOLUTION = ("xres", "yres")
 METADATA = ("exif-", "icc-profile-data", "xmp-data", "iptc-data", "png-comment-", "resolution-unit", *RESOLUTION)
+BY_PILLOW = {"exif-data": "exif", "icc-profile-data": "icc_profile", "xmp-data": "xmp"}  # the same under its names
+UNKNOWN_RESOLUTION = 1.0  # pixels per millimetre, where a file says nothing
+GREY_WEIGHTS = [0.299, 0.587, 0.114]  # of ITU-R BT.601, add up to 1: grey stays what it is
+USUAL_RESOLUTION = 72 / 25.4  # what is then written, because some formats have to say something
 
 
 class Picture(NamedTuple):
@@ -50,6 +79,8 @@ class Picture(NamedTuple):
         alpha: ``(H, W)`` of the same type, or None.
         grey: whether it had one colour channel only.
         metadata: EXIF data, colour profile and the like, by libvips' names: (type, value).
+
+    The arrays may be views of a larger one.
     """
 
     pixels: np.ndarray
@@ -81,10 +112,14 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
 
-def read_picture(path: Path | str) -> Picture:
+def read_picture(path: Path | str, *, scratch: Scratch | None = None) -> Picture:
     """Decode a picture file to upright RGB of 8 or 16 bits, and keep its alpha channel, EXIF data and colour profile.
 
     Inks (CMYK) are converted by their profile to sRGB, palettes and single bits become 8 bits.
+
+    Args:
+        path: of the file.
+        scratch: where the pixels of a picture beyond `LARGE` lie; None: in memory.
 
     Raises:
         UserError: the file is missing, empty or broken, of an unknown kind, holds several pictures, or values whose
@@ -95,10 +130,12 @@ def read_picture(path: Path | str) -> Picture:
         raise UserError(f"files of the kind '{path.suffix}' are not supported; convert it to one of {SUFFIXES}")
     with _named(path):
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(2**16)
         if not start:
             raise UserError("the file is empty")
-        return _with_pillow(path) if start[:2] == b"BM" or _is_heic(start) else _with_vips(path)
+        if start.startswith(b"\x89PNG") and b"acTL" in start.partition(b"IDAT")[0]:
+            raise UserError("it is an animation and only still pictures can be restored; split it first")
+        return _with_pillow(path) if start[:2] == b"BM" or _is_heic(start) else _with_vips(path, scratch)
 
 
 def _is_heic(start: bytes) -> bool:
@@ -112,7 +149,18 @@ def _with_pillow(path: Path) -> Picture:
         _check_pages(getattr(opened, "n_frames", 1))
         image = ImageOps.exif_transpose(opened)
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
-        return Picture(to_rgb(image), alpha, image.mode in ("1", "L", "LA"))
+        return Picture(to_rgb(image), alpha, image.mode in ("1", "L", "LA"), _metadata_of_pillow(image))
+
+
+def _metadata_of_pillow(image: Image.Image) -> dict[str, tuple[int, Any]]:
+    import pyvips
+
+    exif = image.getexif()
+    exif.pop(ORIENTATION, None)
+    values = {name: image.info.get(key) for name, key in BY_PILLOW.items()} | {
+        "exif-data": len(exif) and exif.tobytes()
+    }
+    return {name: (pyvips.GValue.blob_type, value) for name, value in values.items() if value}
 
 
 def _register_heif() -> None:
@@ -128,7 +176,7 @@ def _check_pages(pages: int) -> None:
         raise UserError(f"it holds {pages} pictures and only still ones can be restored; split it first")
 
 
-def _with_vips(path: Path) -> Picture:
+def _with_vips(path: Path, scratch: Scratch | None) -> Picture:
     import pyvips
 
     # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
@@ -153,11 +201,23 @@ def _with_vips(path: Path) -> Picture:
         for name in image.get_fields()
         if name.startswith(METADATA) and name != TURNED
     }
-    pixels = image.numpy().reshape(image.height, image.width, image.bands)
-    alpha = np.ascontiguousarray(pixels[..., -1]) if image.bands in (2, 4) else None
     grey = image.bands < 3
-    colours = np.repeat(pixels[..., :1], 3, axis=2) if grey else np.ascontiguousarray(pixels[..., :3])
-    return Picture(colours, alpha, grey, metadata)
+    if grey:
+        image = image[0].bandjoin([image[0], *image])  # the colour three times, then alpha, if there is one
+        image = image.copy(interpretation="rgb16" if deep else "srgb")
+    pixels = _decode(image, np.uint16 if deep else np.uint8, scratch)
+    return Picture(pixels[..., :3], pixels[..., 3] if image.bands > 3 else None, grey, metadata)
+
+
+def _decode(image: pyvips.Image, dtype: type, scratch: Scratch | None) -> np.ndarray:
+    import pyvips
+
+    shape = (image.height, image.width, image.bands)
+    if scratch is None or image.height * image.width <= LARGE:
+        return image.numpy().reshape(shape)
+    file = scratch.file()
+    image.rawsave_target(pyvips.Target.new_to_descriptor(file.fileno()))
+    return scratch.map(file, shape, dtype)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -177,7 +237,9 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def write_picture(picture: Picture, path: Path, *, quality: int | None = None) -> None:
+def write_picture(
+    picture: Picture, path: Path, *, quality: int | None = None, progress: Callable[[], None] | None = None
+) -> None:
     """Write a picture in the format of its suffix, whole or not at all.
 
     What the format cannot hold is reduced: 16 bits to 8, and alpha to a white background.
@@ -186,36 +248,58 @@ def write_picture(picture: Picture, path: Path, *, quality: int | None = None) -
         picture: what to write; it is written grey if it says so.
         path: with a suffix of `FORMATS`.
         quality: 1 to 100, for formats with a loss; None for one that is not seen.
+        progress: called every now and then while a large picture is written.
 
     Raises:
         UserError: the format cannot hold a picture of this size.
     """
-    import cv2
-
     kind, options = FORMATS[path.suffix.lower()]
     if quality is not None and kind in QUALITY:
         options = {**options, QUALITY[kind]: quality}
-    pixels, alpha = picture.pixels, picture.alpha
-    if picture.grey:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
-    if alpha is not None and kind in WITHOUT_ALPHA:
-        share, white = alpha[..., None] / np.float32(np.iinfo(alpha.dtype).max), np.iinfo(pixels.dtype).max
-        pixels = (white - share * (white - pixels)).round().astype(pixels.dtype)
-    elif alpha is not None:
-        pixels = np.dstack([pixels, alpha])
-    if kind in EIGHT_BIT and pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     with replaced_atomically(path) as temporary:
-        if kind.isupper():
-            if kind == "HEIF":
-                _register_heif()
-            image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-            image.save(temporary, kind, **options)
-            return
         try:
-            getattr(_to_vips(pixels, picture.metadata), f"{kind}save")(str(temporary), **options)
+            image = _to_vips(picture, kind)
+            if progress is not None:
+                image.set_progress(True)
+                image.signal_connect("eval", lambda *_: progress())
+            if kind.isupper():
+                _save_with_pillow(image, temporary, kind, options)
+            else:
+                getattr(image, f"{kind}save")(str(temporary), **options)
+        except UserError:
+            raise
         except Exception as error:  # beyond what the format can hold, or the disk is full
             raise UserError(f"the result cannot be written as {kind.upper()}: {_last_line(error)}") from error
+
+
+def write_map(values: np.ndarray, path: Path) -> None:
+    """Write numbers ``(H, W)`` float32 as a TIFF, whole or not at all.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    import pyvips
+
+    with replaced_atomically(path) as temporary:
+        image = pyvips.Image.new_from_memory(values.data, values.shape[1], values.shape[0], 1, "float")
+        try:
+            image.tiffsave(str(temporary), compression="lzw", predictor="float")
+        except pyvips.Error as error:
+            raise UserError(f"the map cannot be written: {_last_line(error)}") from error
+
+
+def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mapping[str, Any]) -> None:
+    if kind == "HEIF":
+        _register_heif()
+        known = {key: image.get(name) for name, key in BY_PILLOW.items() if image.get_typeof(name)}
+        if "exif" in known:
+            exif = Image.Exif()
+            exif.load(known["exif"])
+            exif.pop(ORIENTATION, None)
+            known["exif"] = exif.tobytes()
+        options = {**options, **known}
+    pixels = image.numpy()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(path, kind, **options)
 
 
 def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
@@ -225,17 +309,47 @@ def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
     return {f"png-comment-0-{keyword}": (pyvips.GValue.gstr_type, text)}
 
 
-def _to_vips(pixels: np.ndarray, metadata: Mapping[str, tuple[int, Any]]) -> pyvips.Image:
+def _to_vips(picture: Picture, kind: str) -> pyvips.Image:
+    """The picture as its format can hold it; nothing is computed before it is written."""
     import pyvips
 
-    height, width, bands = pixels.shape
-    deep = pixels.dtype == np.uint16
-    names, form = (("grey16", "rgb16"), "ushort") if deep else (("b-w", "srgb"), "uchar")
-    image = pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, form)  # not a copy
-    kept = dict(metadata)
+    image = _without_copy(picture.pixels)
+    if picture.grey:
+        image = image.recomb([GREY_WEIGHTS]).rint().cast(image.format).copy(interpretation=_interpretation(image, 1))
+    if picture.alpha is not None:
+        image = image.bandjoin(_without_copy(picture.alpha[..., None]))
+        if kind in WITHOUT_ALPHA:
+            white = np.iinfo(picture.alpha.dtype).max
+            image = image.flatten(background=[white] * (image.bands - 1), max_alpha=white)
+    if kind in EIGHT_BIT and image.format == "ushort":
+        image = (image / 257).rint().cast("uchar")
+    kept = dict(picture.metadata)
     resolution = {name: kept.pop(name)[1] for name in RESOLUTION if name in kept}
-    image = image.copy(interpretation=names[bands > 2], **resolution)  # whose metadata are its own
+    for name in RESOLUTION:
+        if resolution.get(name, UNKNOWN_RESOLUTION) == UNKNOWN_RESOLUTION:
+            resolution[name] = USUAL_RESOLUTION
+    image = image.copy(interpretation=_interpretation(image, image.bands), **resolution)  # whose metadata are its own
     for name, (type_, value) in kept.items():
         image.set_type(type_, name, value)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # EXIF data would turn upright pixels once more
     return image
+
+
+def _without_copy(pixels: np.ndarray) -> pyvips.Image:
+    """An array ``(H, W, C)`` for libvips. A view of fewer channels than there are is cut from what it views."""
+    import pyvips
+
+    form = "ushort" if pixels.dtype == np.uint16 else "uchar"
+    base = pixels.base
+    if isinstance(base, np.ndarray) and not pixels.flags.c_contiguous and base.flags.c_contiguous and base.ndim == 3:
+        first = (pixels.ctypes.data - base.ctypes.data) // pixels.itemsize
+        if first + pixels.shape[2] <= base.shape[2] and pixels.strides[:2] == base.strides[:2]:
+            whole = pyvips.Image.new_from_memory(base.data, base.shape[1], base.shape[0], base.shape[2], form)
+            return whole.extract_band(first, n=pixels.shape[2])
+    height, width, bands = pixels.shape
+    return pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, form)
+
+
+def _interpretation(image: pyvips.Image, bands: int) -> str:
+    names = ("grey16", "rgb16") if image.format == "ushort" else ("b-w", "srgb")
+    return names[bands > 2]

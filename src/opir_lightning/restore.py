@@ -6,6 +6,7 @@ Neither torch nor the network is imported before the arguments are read, so that
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from opir_lightning.errors import UserError
-from opir_lightning.picture_files import FORMATS, SUFFIXES, Picture, png_text, read_picture, write_picture
+from opir_lightning.memory import Scratch
+from opir_lightning.picture_files import (
+    FORMATS,
+    LARGE,
+    SUFFIXES,
+    UNSUPPORTED,
+    Picture,
+    png_text,
+    read_picture,
+    write_map,
+    write_picture,
+)
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    from opir_lightning.inference import Restorer
+    from opir_lightning.inference import Allocate, Restorer
 
 EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
 Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
 
-
-SMALLEST_TILE = 64
+# Tiles of a picture count as parts of it: the time that is left is right with one large picture, too.
+BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} pictures [{elapsed}<{remaining}{postfix}]"
 
 
 class Job(NamedTuple):
@@ -35,6 +47,7 @@ class Job(NamedTuple):
     result: Path
     compare: Path | None
     uncertainty: Path | None
+    values: Path | None
 
     @property
     def outputs(self) -> list[Path]:
@@ -82,12 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 64 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
     add("--overwrite", action="store_true", help="restore again what is already there")
-    add("--uncertainty", action="store_true", help="write NAME_uncertainty.png too: dark is certain, bright is not")
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="write the expected error: NAME_uncertainty.png to see (dark is certain), .tiff as numbers",
+    )
     add("--compare", action="store_true", help="write NAME_compare.png too: input and result side by side")
     kinds = ("keep", *(suffix[1:] for suffix in FORMATS))
     add("--format", choices=kinds, default="keep", help="kind of the results (default: that of the input)")
     add("--quality", type=_quality, metavar="1...100", help="for formats with a loss (default: one that is not seen)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the network; the short ones are faster on devices made for them (default: float32)",
+    )
     return parser
 
 
@@ -120,7 +143,7 @@ def _tile(text: str) -> int | str:
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """What is to be done, in sorted order within each input; and a line for each input that is not there.
+    """What is to be done, in sorted order within each input; and a line for each input that cannot be restored.
 
     Raises:
         UserError: a result would overwrite an input or another result, a folder holds no pictures, or -o is a file.
@@ -131,13 +154,14 @@ def plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
     failed: list[str] = []
     for given in args.inputs:
         if given.is_dir():
-            sources = _pictures(given, args.output, recursive=args.recursive)
+            sources, refused = _pictures(given, args.output, recursive=args.recursive)
+            failed += refused
             pairs = [(path, path.relative_to(given)) for path in sources]
         elif given.is_file():
             pairs = [(given, Path(given.name))]
         else:
             pairs = []
-            failed.append(f"{given}: there is no such file or folder")
+            failed.append(f"{given}: {_why_no_file(given)}")
         for source, name in pairs:
             if args.format != "keep":
                 name = name.with_suffix(f".{args.format}")
@@ -161,27 +185,45 @@ def _check_outputs(jobs: list[Job]) -> None:
                 raise UserError(f"'{other.source}' and '{job.source}' would both write '{path}'; restore them apart.")
 
 
-def _pictures(folder: Path, output: Path, *, recursive: bool) -> list[Path]:
-    """The pictures of a folder, sorted; hidden files and earlier results inside it are left out."""
-    inside = output.resolve() != folder.resolve()
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if recursive else folder.iterdir())
-        if path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
-        if not (inside and path.resolve().is_relative_to(output.resolve()))
-    )
-    if not found:
+def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder, sorted, and a line for what is none although its name says so.
+
+    Hidden files and earlier results inside the folder are left out.
+    """
+    results = output.resolve()
+    inside = results != folder.resolve()
+    found, refused = [], []
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.name.startswith(".") or path.is_dir() or (suffix not in FORMATS and suffix not in UNSUPPORTED):
+            continue
+        if inside and results in Path(os.path.realpath(path)).parents:
+            continue
+        if not path.is_file():
+            refused.append(f"{path}: {_why_no_file(path)}")
+        elif suffix in UNSUPPORTED:
+            refused.append(f"{path}: files of the kind '{suffix}' are not supported; convert it to one of {SUFFIXES}")
+        else:
+            found.append(path)
+    if not found and not refused:
         hint = "" if recursive else "; with --recursive the folders inside it are searched too"
         raise UserError(f"The folder '{folder}' holds no pictures ({SUFFIXES}){hint}.")
-    return found
+    return found, refused
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_symlink():
+        return "the link leads nowhere"
+    return "it is no regular file" if path.exists() else "there is no such file or folder"
 
 
 def _job(source: Path, result: Path, *, compare: bool, uncertainty: bool) -> Job:
     return Job(
         source,
         result,
-        result.with_name(f"{result.stem}_compare.png") if compare else None,
-        result.with_name(f"{result.stem}_uncertainty.png") if uncertainty else None,
+        compare=result.with_name(f"{result.stem}_compare.png") if compare else None,
+        uncertainty=result.with_name(f"{result.stem}_uncertainty.png") if uncertainty else None,
+        values=result.with_name(f"{result.stem}_uncertainty.tiff") if uncertainty else None,
     )
 
 
@@ -195,8 +237,8 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
         from tqdm import tqdm
 
         restorer = _load(args)
-        with tqdm(waiting, unit="picture", disable=None) as bar:
-            for job in bar:
+        with tqdm(total=len(waiting), bar_format=BAR, disable=None) as bar:
+            for number, job in enumerate(waiting):
                 try:
                     _restore(restorer, job, args, bar)
                 except (UserError, OSError, RuntimeError, MemoryError) as error:
@@ -204,6 +246,7 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
                     reason = _reason(error)
                     named = reason if str(job.source) in reason else f"{job.source}: {reason}"
                     tqdm.write(f"failed: {named}", file=sys.stderr)
+                bar.update(number + 1 - bar.n)
     done, skipped = len(waiting) - failures + len(failed), len(jobs) - len(waiting)
     print(f"{done} restored, {skipped} already there, {failures} failed; results in {args.output}")
     return 1 if failures else 0
@@ -216,7 +259,7 @@ def _load(args: argparse.Namespace) -> Restorer:
     weights = args.weights or default_weights()
     if weights is None:
         raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
-    restorer = Restorer.from_pretrained(weights, device=args.device)
+    restorer = Restorer.from_pretrained(weights, device=args.device, dtype=args.dtype)
     restorer.task_index(args.task)  # an unknown task is an error before the first picture, not one per picture
     return restorer
 
@@ -227,29 +270,39 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
 
-def _smaller(tile: int | str | None, size: tuple[int, int]) -> int | None:
+def _smaller(tile: int | None, size: tuple[int, int]) -> int | None:
     """Half of the tiles that did not fit into memory; None where smaller ones would be all overlap."""
-    from opir_lightning.inference import choose_tile
+    from opir_lightning.inference import SMALLEST_TILE
 
-    used = choose_tile(tile, *size) or max(size)  # type: ignore[arg-type]
+    used = tile or max(size)
     return used // 2 if used >= 2 * SMALLEST_TILE else None
 
 
 def _reason(error: BaseException) -> str:
     if _out_of_memory(error):
+        from opir_lightning.inference import SMALLEST_TILE
+
         return f"not enough memory, even for tiles of {SMALLEST_TILE} pixels"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -> None:
-    """Restore one picture and write what was asked for, the result last."""
-    import torch
+    """Restore one picture and write what was asked for, the result last.
 
-    from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
-
-    picture = read_picture(job.source)
+    A large picture and its results lie in temporary files beside the results: the memory does not grow with it.
+    """
     bar.set_postfix_str(job.source.name)
-    tile = args.tile
+    start = bar.n
+    scratch = Scratch(args.output)
+    picture = read_picture(job.source, scratch=scratch)
+    size = picture.pixels.shape[:2]
+    allocate = scratch.empty if size[0] * size[1] > LARGE else np.empty
+
+    def progress(done: int, total: int) -> None:
+        scratch.release()
+        bar.update(start + done / total - bar.n)
+
+    tile = restorer.choose_tile(args.tile, *size)
     while True:
         try:
             refined, uncertainty = restorer.restore_pixels(
@@ -259,33 +312,46 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 overlap=args.overlap,
                 strength=args.strength,
                 with_uncertainty=job.uncertainty is not None,
-                progress=lambda done, total: (
-                    bar.set_postfix_str(f"{job.source.name} {done}/{total}") if total > 1 else None
-                ),
+                allocate=allocate,
+                progress=progress,
             )
             break
         except (MemoryError, RuntimeError) as error:
-            tile = _smaller(tile, picture.pixels.shape[:2])
+            tile = _smaller(tile, size)
             if tile is None or not _out_of_memory(error):
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
-        write_picture(Picture(compare_picture(picture.pixels, refined)), job.compare)
-    if job.uncertainty and uncertainty is not None:
-        text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
-        write_picture(
-            Picture(to_pixels(torch.from_numpy(uncertainty)[None]), metadata=png_text("Description", text)),
-            job.uncertainty,
-        )
-    picture = picture._replace(pixels=refined)
-    del refined, uncertainty  # a large picture and its result would both be kept while it is written
-    write_picture(picture, job.result, quality=args.quality)
+        both = compare_picture(picture.pixels, refined, allocate)
+        write_picture(Picture(both), job.compare, progress=scratch.release)
+    if job.uncertainty and job.values and uncertainty is not None:
+        write_map(uncertainty, job.values)
+        _write_uncertainty_picture(uncertainty, job.uncertainty, scratch, allocate)
+    write_picture(picture._replace(pixels=refined), job.result, quality=args.quality, progress=scratch.release)
 
 
-def compare_picture(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _write_uncertainty_picture(values: np.ndarray, path: Path, scratch: Scratch, allocate: Allocate) -> None:
+    import torch
+
+    from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
+
+    text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
+    colours = allocate((*values.shape, 3), np.uint8)
+    for top in range(0, len(values), 512):
+        rows = slice(top, top + 512)
+        colours[rows] = to_pixels(torch.from_numpy(values[rows])[None])
+        scratch.release()
+    write_picture(Picture(colours, metadata=png_text("Description", text)), path, progress=scratch.release)
+
+
+def compare_picture(before: np.ndarray, after: np.ndarray, allocate: Allocate = np.empty) -> np.ndarray:
     """Two pictures ``(H, W, 3)`` of one type side by side, with a white gap of 8 pixels."""
-    gap = np.full((before.shape[0], 8, 3), np.iinfo(before.dtype).max, before.dtype)
-    return np.concatenate([before, gap, after], axis=1)
+    height, width, _ = before.shape
+    both = allocate((height, 2 * width + 8, 3), before.dtype)
+    both[:, :width] = before
+    both[:, width : width + 8] = np.iinfo(before.dtype).max
+    both[:, width + 8 :] = after
+    return both
 
 
 if __name__ == "__main__":
