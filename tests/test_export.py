@@ -21,7 +21,8 @@ from opir_lightning.checkpoints import save_weights
 from opir_lightning.data.sources import EMBEDDED
 from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
-from opir_lightning.models.degradation_code import _halve, crops_of_open_size, native_crops
+from opir_lightning.models.degradation_code import crops_of_open_size, native_crops
+from opir_lightning.models.image_statistics import halve
 from opir_lightning.ops.operator_conv import decomposition, operator_conv
 from opir_lightning.ops.predict_and_apply import decomposition as fused_decomposition
 from opir_lightning.ops.predict_and_apply import predict_and_apply
@@ -317,4 +318,4 @@ def test_halving_is_average_pooling_bit_for_bit():
     """What was trained with one must be used with the same: some of its results decide at a threshold."""
     for height, width in [(64, 64), (33, 50), (15, 2), (3, 7)]:
         x = torch.rand(3, 1, height, width, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(_halve(x), F.avg_pool2d(x, 2))
+        assert torch.equal(halve(x), F.avg_pool2d(x, 2))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import opir_lightning
 from opir_lightning.checkpoints import save_weights
 from opir_lightning.errors import UserError
 from opir_lightning.inference import (
@@ -156,6 +158,24 @@ def test_wrong_tiles_and_tensors_are_errors(model, picture):
     for wrong in (picture[0], picture[:, :1], picture[..., :0]):
         with pytest.raises(ValueError, match="at least one pixel"):
             restore_tiled(model, wrong, tile=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["opir_tiny", "opir_small"])
+def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights):
+    """With the overlap of 64 pixels that is used, which is less than the receptive field."""
+    restorer = Restorer.from_pretrained(weights, device="cpu")
+    photographs = sorted((Path(opir_lightning.__file__).parent / "data" / "demo" / "heldout").glob("*.jpg"))
+    for path, damage in zip(photographs[:3], ("dark", "noisy", "hazy"), strict=True):
+        pixels = np.array(Image.open(path).convert("RGB"))[:640, :900].astype(np.float32) / 255
+        noise = np.random.default_rng(0).normal(0, 25 / 255, pixels.shape)
+        damaged = {"dark": pixels * 0.15, "noisy": pixels + noise, "hazy": 0.4 * pixels + 0.5}[damage]
+        damaged = (damaged.clip(0, 1) * 255).round().astype(np.uint8)
+        whole = restorer.restore_pixels(damaged, tile=None)[0].astype(int)
+        for tile in (128, 256, 512):
+            tiled = restorer.restore_pixels(damaged, tile=tile)[0].astype(int)
+            assert np.abs(tiled - whole).max() <= 1, (path.name, tile)
+            assert (tiled != whole).mean() < 0.01
 
 
 def test_every_kind_of_input_means_the_same_picture(model, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image, ImageCms
 
 from opir_lightning.checkpoints import save_weights
 from opir_lightning.models import OPIR
+from opir_lightning.restore import main
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = b'<?xpacket begin=""?><x:xmpmeta xmlns:x="adobe:ns:meta/"/><?xpacket end="w"?>'
@@ -251,6 +254,27 @@ def test_what_a_file_carries_stays(restored):
             assert b"xmpmeta" in result.info["xmp"], name
     with Image.open(out / "a.b.c.png") as result:
         assert result.info["dpi"] == pytest.approx((72, 72), rel=0.01)  # and not libvips' 25
+
+
+def test_a_file_that_may_not_be_read_is_named(weights, capsys):
+    superuser = os.geteuid() == 0  # who may read everything: become somebody else meanwhile
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        shutil.copy(weights, folder / "model.safetensors")
+        for picture in ("open.png", "secret.png"):
+            Image.fromarray(smooth()).save(folder / picture)
+        (folder / "secret.png").chmod(0)
+        if superuser:
+            os.seteuid(65534)
+        try:
+            arguments = [folder, "-o", folder / "out", "--weights", folder / "model.safetensors", "--device", "cpu"]
+            assert main([*map(str, arguments)]) == 1
+        finally:
+            if superuser:
+                os.seteuid(0)
+        assert names(folder / "out") == {"open.png"}
+    assert "secret.png' cannot be read as a picture: [Errno 13] Permission denied" in capsys.readouterr().err
 
 
 def test_nothing_but_results_lies_in_the_folder_after_a_run(weights, tmp_path):

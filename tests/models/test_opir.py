@@ -7,7 +7,8 @@ import torch
 
 from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
-from opir_lightning.models.degradation_code import CodeEstimator, Standardise, image_statistics, native_crops
+from opir_lightning.models.degradation_code import CodeEstimator, Standardise, native_crops
+from opir_lightning.models.image_statistics import image_statistics
 
 TASKS = ["none", "noise", "rain"]
 SMALL = {
