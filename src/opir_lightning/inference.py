@@ -28,7 +28,9 @@ WHOLE_LIMIT = 2**20  # pixels up to which a picture is restored in one piece
 AUTO_TILE = 512
 SMALLEST_TILE = 64  # smaller ones would be all overlap
 MEMORY_SHARE = 0.5  # of the free memory that a window may take
-AUTO_OVERLAP = 64  # see restore_tiled
+# The receptive field is larger, but what lies farther away hardly counts: with 64 a hazy photograph in tiles of 128 came
+# out up to 4 of 255 levels different (opir_small), with 96 no more than 1.
+AUTO_OVERLAP = 96
 
 LEVELS = {torch.uint8: 255, torch.uint16: 65535}  # the largest value of integer pixels
 
@@ -149,7 +151,7 @@ def restore_tiled(
         tile: side of the part that one tile delivers, in pixels; None restores the picture in one piece. The model
             sees windows of up to ``tile + 2 * overlap``, which sets the memory.
         overlap: what a window adds on every side. ``model.receptive_field`` gives the result of the whole picture;
-            None takes that or 64 pixels, whichever is less.
+            None takes that or 96 pixels, whichever is less.
         code: what the picture suffers from, on the model's device; estimated once from the whole picture if None.
         task: index of the task where it is known; read only if ``code`` is None.
         strength: in [0, 1]: how far the operators go from the identity to what was predicted.

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
     add("--strength", type=_share, default=1.0, metavar="0...1", help="from the picture as it is to its restoration")
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
-    add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 64 at most)")
+    add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 96 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
     add("--overwrite", action="store_true", help="restore again what is already there")
     add(
