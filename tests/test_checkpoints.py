@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -330,6 +331,13 @@ def test_what_is_no_weights_file_is_named(model, tmp_path):
             load_model(path)
     with pytest.raises(UserError, match=r"must end in \.safetensors"):
         save_weights(tmp_path / "model.pth", model)
+
+
+def test_without_its_package_the_hub_is_named_beside_the_missing_file(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    reason = r"no file or folder 'runs/rain', and models on the .* need .*: pip install 'opir-lightning\[hub\]'"
+    with pytest.raises(UserError, match=reason):
+        load_model("runs/rain")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

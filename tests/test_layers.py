@@ -31,9 +31,11 @@ MAY_KNOW = {
     "complexity": {"ops", *BASE},
     "pictures": BASE,
     "provenance": {"__init__"},
-    "checkpoints": {"models", "files", *BASE},
+    "hub": BASE,
+    "model_card": set(),
+    "checkpoints": {"hub", "models", "files", *BASE},
     "tiling": set(),
-    "inference": {"models", "checkpoints", "picture_files", "memory", "tiling", *BASE},
+    "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
     "training": {"models", "losses", "metrics", "pictures", *BASE},
 }
@@ -71,8 +73,9 @@ def test_the_package_and_the_operator_load_without_the_heavy_libraries():
     code = (
         "import sys, opir_lightning; bare = set(sys.modules);"
         "import opir_lightning.ops.operator_conv, opir_lightning.models, opir_lightning.metrics, opir_lightning.losses;"
-        "import opir_lightning.inference;"
-        "print('torch' in bare, [m for m in ('lightning','hydra','omegaconf','wandb','triton','albumentations') "
+        "import opir_lightning.inference, opir_lightning.checkpoints;"
+        "print('torch' in bare, [m for m in ('lightning','hydra','omegaconf','wandb','triton','albumentations',"
+        "'huggingface_hub') "
         "if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

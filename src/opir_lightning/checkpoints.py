@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from opir_lightning import hub
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
@@ -64,10 +65,15 @@ def save_weights(path: Path | str, model: OPIR, metadata: Mapping[str, Any] | No
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"Weights are written as safetensors, so '{path}' must end in .safetensors.")
+    write_atomically(path, pack_weights(model, metadata))
+
+
+def pack_weights(model: OPIR, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a weights file; arguments as in `save_weights`."""
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     header = {"format": FORMAT, "settings": json.dumps(model.settings), "metadata": json.dumps(dict(metadata or {}))}
-    write_atomically(path, safetensors.torch.save(tensors, header))
+    return safetensors.torch.save(tensors, header)
 
 
 def available_weights() -> list[str]:
@@ -85,12 +91,13 @@ def find_weights(path_or_name: Path | str) -> Path:
     """The weights file that a command-line argument means.
 
     Args:
-        path_or_name: name of packaged weights, a ``.safetensors`` or ``.ckpt`` file, or the folder of a training run
-            (its ``model.safetensors``, otherwise its ``checkpoints/last.ckpt``). A packaged name wins over a file or
-            folder of the same name; write ``./NAME`` for that.
+        path_or_name: name of packaged weights, a ``.safetensors`` or ``.ckpt`` file, the folder of a training run (its
+            ``model.safetensors``, otherwise its ``checkpoints/last.ckpt``), or ``owner/name`` or
+            ``owner/name@revision`` of a model on the Hugging Face Hub, whose ``model.safetensors`` is fetched. They
+            are tried in this order; ``./NAME`` is always a file or folder, and so is a `Path`.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, or it cannot be fetched.
     """
     names = available_weights()
     if str(path_or_name) in names:
@@ -103,8 +110,13 @@ def find_weights(path_or_name: Path | str) -> Path:
                 return candidate
         raise UserError(f"The folder '{path}' holds neither model.safetensors nor checkpoints/last.ckpt.")
     if not path.is_file():
+        if isinstance(path_or_name, str) and (model := hub.parse_id(path_or_name)):
+            return hub.download(model)
         packaged = f"the packaged names are {', '.join(names)}" if names else "no weights come with this installation"
-        raise UserError(f"There is no weights file '{path}', and {packaged}; pass the path of a .safetensors or .ckpt.")
+        raise UserError(
+            f"There is no weights file '{path}', and {packaged}; pass the path of a .safetensors or .ckpt, "
+            "or OWNER/NAME of a model on the Hugging Face Hub."
+        )
     if path.suffix not in (".safetensors", ".ckpt"):
         raise UserError(f"'{path}' is no weights file: it must end in .safetensors or .ckpt.")
     return path

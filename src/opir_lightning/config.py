@@ -31,7 +31,7 @@ class TrainConfig:
     tasks: list[str] = MISSING
     task_code: str = "blind"  # blind: estimate what the picture suffers from; label: it is given
     task_lr_factor: float = 2.0  # learning rate of the task parameters in units of the others'
-    init: str | None = None  # weights to start from: a packaged name, a file or a run folder
+    init: str | None = None  # weights to start from: a packaged name, a file, a run folder, OWNER/NAME on the hub
     resume: str | None = None  # checkpoint to go on from, with optimizer, schedule and place in the data
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice

@@ -1,4 +1,4 @@
-"""Score weights on test sets: ``python -m opir_lightning.evaluate checkpoint=FILE|NAME data.root=DIR``."""
+"""Score weights on test sets: ``python -m opir_lightning.evaluate checkpoint=FILE|NAME|OWNER/NAME data.root=DIR``."""
 
 from __future__ import annotations
 

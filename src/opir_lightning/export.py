@@ -66,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--weights", required=True, metavar="NAME|FILE", help="packaged weights, a .safetensors or .ckpt, a run folder")
+    add(
+        "--weights",
+        required=True,
+        metavar="NAME|FILE|OWNER/NAME",
+        help="packaged weights, a .safetensors or .ckpt, a run folder, or a model on the Hugging Face Hub",
+    )
     add("--format", choices=("onnx", "torch"), default="onnx", help="see below (default: onnx)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write; an existing one is replaced")
     return parser

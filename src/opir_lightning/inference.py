@@ -207,10 +207,17 @@ class Restorer:
     def from_pretrained(
         cls, weights: Path | str, device: torch.device | str = "auto", dtype: str = "float32"
     ) -> Restorer:
-        """Load packaged weights by name, or a ``.safetensors`` or ``.ckpt`` file, or a run folder.
+        """Load packaged weights by name, a ``.safetensors`` or ``.ckpt`` file, a run folder, or a model on the hub.
+
+        Args:
+            weights: as in `opir_lightning.checkpoints.find_weights`; ``owner/name`` or ``owner/name@revision`` is a
+                model on the Hugging Face Hub unless a file or folder has this name.
+            device: as for the class.
+            dtype: as for the class.
 
         Raises:
-            UserError: the file is missing, broken or from something else, or there is no such device.
+            UserError: the file is missing, broken or from something else, it cannot be fetched, or there is no such
+                device.
         """
         from opir_lightning.checkpoints import load_model
 
@@ -218,6 +225,47 @@ class Restorer:
         restorer = cls(model, device=device, dtype=dtype)
         restorer.metadata = header.metadata
         return restorer
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license_name: str = "other",
+        private: bool | None = None,
+        commit_message: str = "Weights and model card",
+        card: str | None = None,
+    ) -> str:
+        """Send the weights, with settings and metadata, and a model card to the Hugging Face Hub.
+
+        Needs ``pip install 'opir-lightning[hub]'`` and a login, by ``hf auth login`` or ``HF_TOKEN``. What is there
+        under the names ``model.safetensors`` and ``README.md`` is replaced; the hub keeps the history.
+
+        Args:
+            repo_id: ``"owner/name"``; created if it is not there.
+            license_name: the hub's name of the licence of the weights, such as ``"apache-2.0"``; what the training
+                data permit is for you to know, hence ``"other"``.
+            private: who may see it; None leaves that to the owner's defaults and to what is there.
+            commit_message: the first line of the commit.
+            card: Markdown with front matter; None writes one from ``metadata``, see `opir_lightning.model_card`.
+
+        Returns:
+            The address of the model's page. ``Restorer.from_pretrained(repo_id)`` loads it back.
+
+        Raises:
+            UserError: the extra is not installed, the id is none, it may not be written, it is there and not as
+                private as asked for, or the hub cannot be reached.
+        """
+        from opir_lightning import hub
+        from opir_lightning.checkpoints import pack_weights
+        from opir_lightning.model_card import write_card
+
+        if card is None:
+            parameters = sum(parameter.numel() for parameter in self.model.parameters())
+            card = write_card(
+                repo_id, tasks=self.tasks, parameters=parameters, metadata=self.metadata, license_name=license_name
+            )
+        files = {hub.WEIGHTS_FILE: pack_weights(self.model, self.metadata), hub.CARD_FILE: card.encode()}
+        return hub.upload(repo_id, files, private=private, message=commit_message)
 
     def __call__(
         self,

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m opir_lightning.restore",
         description="Remove noise, rain, haze, blur and low light from pictures of any size.",
-        usage="%(prog)s INPUT... -o DIR [--weights NAME|FILE] [options]",
+        usage="%(prog)s INPUT... -o DIR [--weights NAME|FILE|OWNER/NAME] [options]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,8 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results, under the same names")
     add(
         "--weights",
-        metavar="NAME|FILE",
-        help="a packaged name, a .safetensors or .ckpt file, or a run folder (default: the best packaged ones)",
+        metavar="NAME|FILE|OWNER/NAME",
+        help="a packaged name, a .safetensors or .ckpt file, a run folder, or a model on the Hugging Face Hub "
+        "(default: the best packaged ones)",
     )
     add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
     add("--strength", type=_share, default=1.0, metavar="0...1", help="from the picture as it is to its restoration")
