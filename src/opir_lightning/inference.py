@@ -28,8 +28,8 @@ WHOLE_LIMIT = 2**20  # pixels up to which a picture is restored in one piece
 AUTO_TILE = 512
 SMALLEST_TILE = 64  # smaller ones would be all overlap
 MEMORY_SHARE = 0.5  # of the free memory that a window may take
-# The receptive field is larger, but what lies farther away hardly counts: with 64 a hazy photograph in tiles of 128 came
-# out up to 4 of 255 levels different (opir_small), with 96 no more than 1.
+# The receptive field is larger, but what lies farther away hardly counts: of opir_small, with 64 a hazy photograph in
+# tiles of 128 came out up to 4 of 255 levels different, with 96 no more than 1.
 AUTO_OVERLAP = 96
 
 LEVELS = {torch.uint8: 255, torch.uint16: 65535}  # the largest value of integer pixels
