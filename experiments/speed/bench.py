@@ -10,8 +10,7 @@ backward, AdamW. A variant runs blind and in both stages, what it needs to estim
 A module is a class, or a function that makes one, of a Python file or of a module by its dotted name; KEYWORDS is a
 table in JSON of what it is made with. It is called with a batch (B, 3, H, W), and where SHAPES, a list in JSON of the
 shapes of one sample, names more inputs, with random numbers of those. What it returns may be a picture, or a tuple or
-list of them: the first counts. A file's folder, and with --path others, are searched for what it imports; of two
-modules each sees its own files, even where packages of both have the same name.
+list of them: the first counts. A file's folder, and with --path others, are searched for what it imports.
 
 The networks take turns, and what counts is the median of the ratios within a round, so that a busy moment meets all.
 """
@@ -86,7 +85,7 @@ def variant(name: str) -> OPIR:
     return OPIR(**{**settings, "tasks": TASKS, "code_crop": 64})
 
 
-def foreign(text: str, paths: Sequence[str] = ()) -> tuple[str, Timed]:
+def foreign(text: str) -> tuple[str, Timed]:
     """Name and network of ``[NAME=]WHERE:CLASS[:KEYWORDS[:SHAPES]]``."""
     where, _, rest = text.partition(":")
     name, named, where = where.rpartition("=")
@@ -94,7 +93,7 @@ def foreign(text: str, paths: Sequence[str] = ()) -> tuple[str, Timed]:
     keywords, shapes = _tables(tables, text)
     if not made_by:
         sys.exit(f"error: '{text}' must be [NAME=]WHERE:CLASS[:KEYWORDS[:SHAPES]].")
-    module, commit = _imported(where, paths)
+    module, commit = _imported(where)
     if not hasattr(module, made_by):
         sys.exit(f"error: '{where}' has no '{made_by}'.")
     return name if named else made_by, Timed(getattr(module, made_by)(**keywords), shapes, commit)
@@ -112,32 +111,20 @@ def _tables(text: str, whole: str) -> tuple[dict[str, Any], list[list[int]]]:
     return keywords, shapes
 
 
-def _imported(where: str, paths: Sequence[str]) -> tuple[ModuleType, str]:
-    """A module of a file or a dotted name, and the commit of its checkout. What it imported is forgotten afterwards."""
-    folders = [str(Path(folder).resolve()) for folder in paths]
-    path = Path(where).resolve()
+def _imported(where: str) -> tuple[ModuleType, str]:
+    """A module of a file or a dotted name, and the commit of its checkout."""
     if where.endswith(".py"):
+        path = Path(where).resolve()
         if not path.is_file():
             sys.exit(f"error: there is no file '{where}'.")
-        folders.insert(0, str(path.parent))
-    before, search = set(sys.modules), list(sys.path)
-    sys.path[:0] = folders
-    try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(f"timed_{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-    finally:
-        sys.path[:] = search
-    for name in set(sys.modules) - before:
-        of = sys.modules[name]
-        places = [getattr(of, "__file__", None), *getattr(of, "__path__", ())]
-        if any(place and str(place).startswith(folder + os.sep) for place in places for folder in folders):
-            del sys.modules[name]
+        sys.path.insert(0, str(path.parent))  # for good: a network may import when it is first called
+        spec = importlib.util.spec_from_file_location(f"timed_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(where)
     return module, _commit(getattr(module, "__file__", None))
 
 
@@ -230,7 +217,7 @@ def gather(arguments: argparse.Namespace) -> dict[str, Timed]:
     """Every network by its name."""
     networks = {name: Timed(variant(name)) for name in arguments.variants}
     for text in arguments.module:
-        name, timed = foreign(text, arguments.path)
+        name, timed = foreign(text)
         if name in networks:
             sys.exit(f"error: two networks are called '{name}'; name one by --module NAME={text}.")
         networks[name] = timed
@@ -256,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in arguments.path]
     torch.manual_seed(0)
     networks = gather(arguments)
     against = arguments.against or next(iter(networks))

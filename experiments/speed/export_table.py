@@ -4,9 +4,10 @@ python experiments/speed/export_table.py [--weights opir_tiny opir_small] [--siz
     [--pictures FOLDER|FILE ...] [--count 4] [--rounds 9] [--threads 2] [-o export.json]
 
 Each packaged (or otherwise named) model is exported once, with open sizes. For each size (width x height, or "whole"
-for pictures as they are) PyTorch and ONNX Runtime are then started in a process of their own, restore the same
-pictures, and all that comes out is compared. The first picture is timed: both take turns, one run each. Peak memory is
-what the process took at most, above what it had taken after its imports: weights, session and everything in between.
+for pictures as they are) PyTorch and ONNX Runtime are then started in a process of their own and restore the same
+pictures. All that comes out is compared: pictures by their largest absolute difference, logits by their share of the
+largest. The first picture is timed: both take turns, one run each. Peak memory is what the process took at most, above
+what it had taken after its imports: weights, session and everything in between.
 Without ``--pictures`` the photographs that come with the package are taken. The exit status is 1 where a result differs
 by more than the export allows.
 """
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from opir_lightning.export import INPUT, OUTPUTS, TOLERANCE
+from opir_lightning.export import INPUT, OUTPUTS, TOLERANCE, deviation
 
 HERE = Path(__file__).resolve().parent
 ENGINES = ("pytorch", "onnxruntime")
@@ -186,7 +187,7 @@ def measure(weights: str, file: str, size: str, paths: Sequence[Path], rounds: i
                 answers[name] = engine.ask("restore", given, stored)
                 results.append(np.load(stored))
             for output in OUTPUTS:
-                difference = float(np.abs(results[0][output] - results[1][output]).max())
+                difference = deviation(output, results[1][output], results[0][output])
                 # So written, a NaN is kept.
                 differences[output] = differences[output] if difference <= differences[output] else difference
         for _ in range(rounds):
