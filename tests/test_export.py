@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,7 +19,7 @@ import yaml
 from PIL import Image
 
 from opir_lightning import export
-from opir_lightning.checkpoints import save_weights
+from opir_lightning.checkpoints import load_model, save_weights
 from opir_lightning.data.sources import EMBEDDED
 from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
@@ -97,7 +99,8 @@ def assert_same(net: OPIR, image: torch.Tensor, got: dict[str, torch.Tensor]) ->
         want = net(image)._asdict()
     assert list(got) == list(want)
     for name, value in want.items():
-        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        assert got[name].shape == value.shape
+        assert export.deviation(name, got[name], value) <= 1e-4, name
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -109,6 +112,49 @@ def test_onnxruntime_gives_what_pytorch_gives(exported, session, height, width):
         values = session.run(None, {"image": image.numpy()})
         names = [output.name for output in session.get_outputs()]
         assert_same(exported.net, image, dict(zip(names, map(torch.from_numpy, values), strict=True)))
+
+
+@pytest.mark.slow  # an export, half a minute; the small one above takes the same paths
+@pytest.mark.parametrize("name", ["opir_tiny", "opir_small"])
+def test_packaged_weights_give_the_same_on_photographs_of_three_sizes(name, tmp_path):
+    net = load_model(name)[0].eval()
+    assert export.export_onnx(net, tmp_path / "net.onnx") <= 1e-4
+    session = export.onnx_session(tmp_path / "net.onnx")
+    for photograph, height, width in [("bridge", 64, 64), ("friends", 450, 532), ("aitzgorri", 321, 481)]:
+        with Image.open(EMBEDDED / "heldout" / f"{photograph}.jpg") as opened:
+            pixels = np.asarray(opened)[:height, :width]
+        for levels in (pixels, pixels // 16):  # as it is, and as dark as where much has to be done
+            image = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None].float() / 255
+            values = session.run(export.OUTPUTS, {"image": image.numpy()})
+            assert_same(net, image, dict(zip(export.OUTPUTS, map(torch.from_numpy, values), strict=True)))
+
+
+def test_a_deviation_is_absolute_of_pictures_and_relative_of_large_logits():
+    wanted = torch.tensor([-400.0, 0.5])
+    for as_given in (lambda x: x, torch.Tensor.numpy):
+        got, want = as_given(wanted + torch.tensor([0.0, 0.125])), as_given(wanted)
+        assert export.deviation("refined", got, want) == 0.125
+        assert export.deviation("task_logits", got, want) == pytest.approx(0.125 / 400)
+        assert export.deviation("task_logits", got / 1000, want / 1000) == pytest.approx(0.125 / 1000)
+        assert math.isnan(export.deviation("task_logits", got * float("nan"), want))
+
+
+def test_the_readmes_example_runs_as_printed(exported, tmp_path, monkeypatch):
+    section = (Path(__file__).parents[1] / "README.md").read_text().split("\n## Export\n")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 15
+    assert "opir_lightning" not in example  # its point is to need no more than the file
+    monkeypatch.chdir(tmp_path)
+    Path("opir.onnx").symlink_to(exported.onnx)
+    photograph = Image.open(EMBEDDED / "heldout" / "bridge.jpg").crop((0, 0, 150, 101))
+    photograph.save("rainy.jpg")
+    exec(compile(example, "README.md", "exec"), {})
+    with Image.open("rainy.jpg") as given, Image.open("restored.png") as restored:
+        image = torch.from_numpy(np.array(given)).permute(2, 0, 1)[None].float() / 255
+        got = torch.from_numpy(np.array(restored)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        want = exported.net(image).refined.clamp(0, 1) * 255
+    assert (got - want).abs().max() <= 0.5 + 1e-2  # rounded to 8 bits, and not more
 
 
 def test_the_result_that_is_compared_depends_on_the_operator_and_on_the_code(exported):
