@@ -88,24 +88,21 @@ def build(restorer: Restorer, *, folder: Path, most_pixels: int, title: str) -> 
                 task = gr.Dropdown(tasks, value=AUTO, label="What it suffers from", elem_id="task")
                 strength = gr.Slider(0, 1, value=1, step=0.05, label="Strength", elem_id="strength")
                 words = gr.Textbox(label="What came out", lines=4, interactive=False, elem_id="words")
-                result = gr.DownloadButton("Download the result in full size", elem_id="result")
+                result = gr.DownloadButton("Download in full size", elem_id="result")
             with gr.Column(scale=3):
-                pair = gr.ImageSlider(label="Before and after", interactive=False, max_height=640, elem_id="pair")
+                pair = gr.ImageSlider(
+                    label="Before and after", interactive=False, max_height=640, buttons=["fullscreen"], elem_id="pair"
+                )
         with gr.Row():
             with gr.Column(scale=1):
+                gr.Markdown(f"How wrong it may be: dark is 0, bright is {UNCERTAINTY_TOP} and more. **Click a pixel.**")
+                # Labels and buttons would lie on the picture, where the pixels are to be clicked.
                 uncertainty = gr.Image(
-                    label=f"How wrong it may be: dark is 0, bright {UNCERTAINTY_TOP} and more. Click a pixel.",
-                    type="filepath",
-                    interactive=False,
-                    elem_id="uncertainty",
+                    type="filepath", interactive=False, show_label=False, buttons=[], elem_id="uncertainty"
                 )
             with gr.Column(scale=1):
-                operator = gr.Image(
-                    label="What is done there: positive taps are red, negative ones blue",
-                    format="png",
-                    interactive=False,
-                    elem_id="operator",
-                )
+                gr.Markdown("What is done there: positive taps are red, negative ones blue.")
+                operator = gr.Image(format="png", interactive=False, show_label=False, buttons=[], elem_id="operator")
                 numbers = gr.Textbox(label="In numbers", lines=3, interactive=False, elem_id="numbers")
         shown = [seen, pair, uncertainty, result, words, operator, numbers]
         for event in (upload.upload, upload.clear, task.input, strength.release):
