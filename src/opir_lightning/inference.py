@@ -19,7 +19,7 @@ from opir_lightning.errors import UserError
 from opir_lightning.memory import free_memory
 from opir_lightning.picture_files import read_picture, to_rgb
 from opir_lightning.tiling import Span, plan_tiles
-from opir_lightning.types import Code, Restoration
+from opir_lightning.types import Code, PixelOperator, Restoration
 
 if TYPE_CHECKING:
     from opir_lightning.models import OPIR
@@ -356,6 +356,60 @@ class Restorer:
             if uncertainty is not None:
                 uncertainty[band.rows] = band.uncertainty[0, 0].numpy()
         return refined, uncertainty
+
+    @torch.inference_mode()
+    def estimate(self, image: Tensor | np.ndarray | Image.Image | Path | str) -> dict[str, float]:
+        """What a picture seems to suffer from: shares of the tasks, largest first, that add up to 1.
+
+        The argument and the errors are those of `__call__`; of a batch, the first picture counts.
+        """
+        shares = self._code(_as_batch(image)[:1], None).task_logits[0].float().softmax(0).tolist()
+        return dict(sorted(zip(self.tasks, shares, strict=True), key=lambda pair: -pair[1]))
+
+    @torch.inference_mode()
+    def operators_at(
+        self,
+        image: Tensor | np.ndarray | Image.Image | Path | str,
+        row: int,
+        column: int,
+        *,
+        task: str | None = None,
+        strength: float = 1.0,
+    ) -> list[PixelOperator]:
+        """The operator that each stage applies at one pixel, as it is when the picture is restored in one piece.
+
+        Only the pixels that it depends on are computed, so that it takes no longer in a large picture.
+
+        Args:
+            image, task, strength: as in `__call__`; of a batch, the first picture counts.
+            row: of the pixel, from 0 at the top.
+            column: of the pixel, from 0 on the left.
+
+        Returns:
+            One per stage, float32 on the CPU.
+
+        Raises:
+            UserError: as in `__call__`, or there is no such pixel.
+        """
+        _check_strength(strength)
+        batch = _as_batch(image)[:1]
+        height, width = batch.shape[-2:]
+        if not (0 <= row < height and 0 <= column < width):
+            raise UserError(f"The picture has {height} rows and {width} columns, and no pixel at ({row}, {column}).")
+        rows, columns = (self._around(place) for place in (row, column))
+        found = self.model.operators_at(
+            _as_float(batch[..., rows, columns], self.device),
+            row - rows.start,
+            column - columns.start,
+            code=self._code(batch, task),
+            strength=strength,
+        )
+        return [PixelOperator(kernel.float().cpu(), offset.float().cpu()) for kernel, offset in found]
+
+    def _around(self, place: int) -> slice:
+        """All that a pixel at this place can depend on along one axis, beginning where the model's grid does."""
+        reach, stride = self.model.receptive_field, self.model.stride
+        return slice(max(place - reach, 0) // stride * stride, place + reach + 1)
 
     def choose_tile(self, tile: TileSize, height: int, width: int, *, batch: int = 1) -> int | None:
         """Resolve ``"auto"`` for a picture of this size: tiles whose windows fit into the memory that is free now."""

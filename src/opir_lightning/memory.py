@@ -39,6 +39,13 @@ def free_memory(device: torch.device, *, cgroup: Path = CGROUP) -> int:
     return max(free, 0)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is what Python, or torch on any device, raises where there is not enough memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
 class Scratch:
     """Arrays in temporary files, for pictures that should not fill the memory.
 

@@ -112,7 +112,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
 
-def read_picture(path: Path | str, *, scratch: Scratch | None = None) -> Picture:
+def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixels: int | None = None) -> Picture:
     """Decode a picture file to upright RGB of 8 or 16 bits, and keep its alpha channel, EXIF data and colour profile.
 
     Inks (CMYK) are converted by their profile to sRGB, palettes and single bits become 8 bits.
@@ -120,10 +120,11 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None) -> Picture
     Args:
         path: of the file.
         scratch: where the pixels of a picture beyond `LARGE` lie; None: in memory.
+        most_pixels: a larger picture is refused before it is decoded; None: no limit.
 
     Raises:
-        UserError: the file is missing, empty or broken, of an unknown kind, holds several pictures, or values whose
-            range is unknown.
+        UserError: the file is missing, empty or broken, of an unknown kind, too large, holds several pictures, or
+            values whose range is unknown.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -135,17 +136,20 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None) -> Picture
             raise UserError("the file is empty")
         if start.startswith(b"\x89PNG") and b"acTL" in start.partition(b"IDAT")[0]:
             raise UserError("it is an animation and only still pictures can be restored; split it first")
-        return _with_pillow(path) if start[:2] == b"BM" or _is_heic(start) else _with_vips(path, scratch)
+        if start[:2] == b"BM" or _is_heic(start):
+            return _with_pillow(path, most_pixels)
+        return _with_vips(path, scratch, most_pixels)
 
 
 def _is_heic(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")
 
 
-def _with_pillow(path: Path) -> Picture:
+def _with_pillow(path: Path, most_pixels: int | None) -> Picture:
     if path.suffix.lower() != ".bmp":
         _register_heif()
     with Image.open(path) as opened:
+        _check_size(*opened.size, most_pixels)
         _check_pages(getattr(opened, "n_frames", 1))
         image = ImageOps.exif_transpose(opened)
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
@@ -176,11 +180,20 @@ def _check_pages(pages: int) -> None:
         raise UserError(f"it holds {pages} pictures and only still ones can be restored; split it first")
 
 
-def _with_vips(path: Path, scratch: Scratch | None) -> Picture:
+def _check_size(width: int, height: int, most_pixels: int | None) -> None:
+    if most_pixels is not None and width * height > most_pixels:
+        raise UserError(
+            f"it has {width * height / 1e6:.1f} megapixels ({width}x{height}), and at most {most_pixels / 1e6:g} are "
+            "taken here"
+        )
+
+
+def _with_vips(path: Path, scratch: Scratch | None, most_pixels: int | None) -> Picture:
     import pyvips
 
     # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
     image = pyvips.Image.new_from_file(str(path), fail_on="truncated", access="sequential")
+    _check_size(image.width, image.height, most_pixels)
     if image.get_typeof("orientation") and image.get("orientation") > 1:
         image = pyvips.Image.new_from_file(str(path), fail_on="truncated")
     if not image.get("vips-loader").startswith("jpeg"):  # a phone's JPEG with a second view: its first picture counts

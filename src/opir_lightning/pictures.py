@@ -1,4 +1,4 @@
-"""Pictures to look at: contact sheets of restorations with their uncertainty."""
+"""Pictures to look at: contact sheets of restorations, their uncertainty and their operators."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from opir_lightning.types import PixelOperator
+
 GAP = 6
 LABEL_HEIGHT = 20
 # An absolute error of a tenth of the range is a bad one: the map's colours end there, the same in every picture.
 UNCERTAINTY_TOP = 0.1
+TAP_SIDE = 18  # of a tap in the picture of an operator: nine of them, as most models have, make 162 pixels
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
@@ -23,6 +26,54 @@ def to_pixels(image: Tensor) -> np.ndarray:
         level = (image[0] / UNCERTAINTY_TOP).clamp(0, 1).mul(255).round().byte().numpy()
         return cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     return image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+def scaled_down(values: np.ndarray, longest: int) -> np.ndarray:
+    """A picture ``(H, W, 3)`` or map ``(H, W)``, scaled down to at most ``longest`` on the longer side."""
+    height, width = values.shape[:2]
+    share = longest / max(height, width)
+    if share >= 1:
+        return values
+    size = max(1, round(width * share)), max(1, round(height * share))
+    return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+
+
+def eight_bit(pixels: np.ndarray) -> np.ndarray:
+    """Pixels uint8 or uint16 as uint8."""
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
+
+
+def uncertainty_overlay(pixels: np.ndarray, uncertainty: Tensor) -> np.ndarray:
+    """The map laid over the picture: half the brightness of the one, half the colour of the other.
+
+    Args:
+        pixels: ``(H, W, 3)`` uint8 RGB.
+        uncertainty: ``(1, H, W)`` in image units.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB.
+    """
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    return ((grey.astype(np.uint16) + to_pixels(uncertainty) + 1) // 2).astype(np.uint8)
+
+
+def operator_picture(operators: Sequence[PixelOperator]) -> Image.Image:
+    """What the stages do at one pixel: a row per stage, a column per colour, a square per tap.
+
+    Positive taps are red, negative ones blue, zero is white. The colour goes with the square root of a tap's share of
+    the stage's largest one: beside the tap of the pixel itself the others would not be seen otherwise.
+    """
+    rows = {}
+    for number, (kernel, _) in enumerate(operators, 1):
+        largest = kernel.abs().max().clamp_min(1e-12)
+        share = (kernel.abs() / largest).sqrt() * kernel.sign()
+        colours = share.new_ones(3, 3, *kernel.shape[1:])  # of taps: (colour of the picture, red green blue, S, S)
+        colours[:, 0] += share.clamp(max=0)
+        colours[:, 1] -= share.abs()
+        colours[:, 2] -= share.clamp(min=0)
+        squares = colours.repeat_interleave(TAP_SIDE, 2).repeat_interleave(TAP_SIDE, 3)
+        rows[f"stage {number}, full colour is a tap of {largest:.2f}"] = list(squares)
+    return panel(rows, columns=("for red", "for green", "for blue"))
 
 
 def panel(rows: Mapping[str, Sequence[Tensor]], *, columns: Sequence[str], width: int | None = None) -> Image.Image:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from opir_lightning.errors import UserError
-from opir_lightning.memory import Scratch
+from opir_lightning.memory import Scratch, out_of_memory
 from opir_lightning.picture_files import (
     FORMATS,
     LARGE,
@@ -265,12 +265,6 @@ def _load(args: argparse.Namespace) -> Restorer:
     return restorer
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
-
-
 def _smaller(tile: int | None, size: tuple[int, int]) -> int | None:
     """Half of the tiles that did not fit into memory; None where smaller ones would be all overlap."""
     from opir_lightning.inference import SMALLEST_TILE
@@ -280,7 +274,7 @@ def _smaller(tile: int | None, size: tuple[int, int]) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    if _out_of_memory(error):
+    if out_of_memory(error):
         from opir_lightning.inference import SMALLEST_TILE
 
         return f"not enough memory, even for tiles of {SMALLEST_TILE} pixels"
@@ -319,7 +313,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
             break
         except (MemoryError, RuntimeError) as error:
             tile = _smaller(tile, size)
-            if tile is None or not _out_of_memory(error):
+            if tile is None or not out_of_memory(error):
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:

@@ -55,6 +55,21 @@ class Code(NamedTuple):
     task_logits: Tensor
 
 
+class PixelOperator(NamedTuple):
+    """What one stage does at one pixel, its dilations added up to one kernel.
+
+    Colour c of the result is ``(kernel[c] * around[c]).sum() + offset[c]``, with the S x S pixels around the pixel that
+    the stage starts from.
+
+    Attributes:
+        kernel: ``(3, S, S)`` taps per colour, S = 2 * (K // 2) * largest dilation + 1; not normalised.
+        offset: ``(3,)`` in image units; zeros where the model has none.
+    """
+
+    kernel: Tensor
+    offset: Tensor
+
+
 class Restoration(NamedTuple):
     """Everything a restoration yields.
 

@@ -20,7 +20,7 @@ from opir_lightning.models.task_parameters import OperatorProjection, OperatorTa
 from opir_lightning.models.uncertainty import SMALLEST, UncertaintyHead
 from opir_lightning.ops.operator_conv import Backend
 from opir_lightning.ops.predict_and_apply import predict_and_apply
-from opir_lightning.types import Code, Restoration
+from opir_lightning.types import Code, PixelOperator, Restoration
 
 TaskParameters = Literal["after", "before", "off"]
 Uncertainty = Literal["learned", "tap_mean", "off"]
@@ -42,6 +42,21 @@ class Operator(NamedTuple):
         """Taps and offsets of every pixel, ``(B, G·K² [+ 3], H, W)``: for a look at them; it is large."""
         weight, bias, _ = self.projection
         return torch.einsum("bnf,bfhw->bnhw", weight, self.features) + bias[..., None, None]
+
+
+class _Stages(NamedTuple):
+    """Both stages up to where the second operator would be applied.
+
+    Attributes:
+        operators: one per stage, at full strength.
+        coarse, uncertainty: of the first stage.
+        start: what the second stage starts from: ``coarse``, without its gradient if the stages are detached.
+    """
+
+    operators: list[Operator]
+    coarse: Tensor
+    uncertainty: Tensor
+    start: Tensor
 
 
 class OPIR(nn.Module):
@@ -262,22 +277,55 @@ class OPIR(nn.Module):
         """
         if code is None:
             code = self.estimate_code(image, task)
+        operators, coarse, uncertainty, start = self._predict(image, code)
+        if strength != 1:
+            operators = [self.weaken(operator, strength, stage=stage) for stage, operator in enumerate(operators)]
+            coarse = start = self.apply_operator(image, operators[0])
+        refined = self.apply_operator(start, operators[1]) if len(operators) == 2 else coarse
+        return Restoration(coarse, uncertainty, refined, code.task_logits)
+
+    def _predict(self, image: Tensor, code: Code) -> _Stages:
         first = self.predict_operator(image, torch.ones_like(image[:, :1]), code, stage=0)
         coarse = self.apply_operator(image, first)
         uncertainty = self.perceive_uncertainty(image, coarse, first, code)
-        refined = coarse
-        if len(self.task_parameters) == 2:
-            start, guidance = coarse, uncertainty
-            if self.detach_between_stages:
-                start, guidance = start.detach(), guidance.detach()
-            second = self.predict_operator(start, guidance, code, stage=1)
-            if strength == 1:
-                refined = self.apply_operator(start, second)
-        if strength != 1:
-            coarse = refined = self.apply_operator(image, self.weaken(first, strength, stage=0))
-            if len(self.task_parameters) == 2:
-                refined = self.apply_operator(coarse, self.weaken(second, strength, stage=1))
-        return Restoration(coarse, uncertainty, refined, code.task_logits)
+        if len(self.task_parameters) == 1:
+            return _Stages([first], coarse, uncertainty, coarse)
+        start, guidance = coarse, uncertainty
+        if self.detach_between_stages:
+            start, guidance = start.detach(), guidance.detach()
+        second = self.predict_operator(start, guidance, code, stage=1)
+        return _Stages([first, second], coarse, uncertainty, start)
+
+    def operators_at(
+        self, image: Tensor, row: int, column: int, *, code: Code, strength: float = 1.0
+    ) -> list[PixelOperator]:
+        """What each stage does at one pixel.
+
+        Args:
+            image: ``(1, 3, H, W)``; the whole picture, or a window that starts at multiples of `stride` and holds the
+                pixel with `receptive_field` pixels around it.
+            row, column: of the pixel, in [0, H) and [0, W).
+            code: of the whole picture.
+            strength: as in `forward`.
+
+        Returns:
+            One per stage, in float32 or wider.
+        """
+        found = []
+        for stage, operator in enumerate(self._predict(image, code).operators):
+            features, (weight, bias, mix) = self.weaken(operator, strength, stage=stage)
+            numbers = torch.einsum("nf,f->n", weight[0], features[0, :, row, column]) + bias[0]
+            side, count = self.kernel_size, self.groups * self.kernel_size**2
+            taps = numbers[:count].view(self.groups, side, side).expand(3, -1, -1)
+            reach = side // 2 * max(self.dilations)
+            kernel = numbers.new_zeros(3, 2 * reach + 1, 2 * reach + 1)
+            for dilation, share in zip(self.dilations, mix[0], strict=True):
+                first = reach - side // 2 * dilation
+                places = slice(first, 2 * reach + 1 - first, dilation)
+                kernel[:, places, places] += share[:, None, None] * taps
+            offset = numbers[count:] if len(numbers) > count else numbers.new_zeros(3)
+            found.append(PixelOperator(kernel, offset))
+        return found
 
 
 class _Prediction(nn.Module):
