@@ -82,10 +82,12 @@ class UncertaintyHead(nn.Module):
         """
         height, width = image.shape[-2:]
         with torch.autocast(image.device.type, enabled=False):
-            seen = torch.cat([features.float(), image.detach().float(), result.detach().float()], dim=1)
-            seen = F.avg_pool2d(pad_to_multiple(seen, 2), 2)
-            evidence = error_evidence(seen[:, -6:-3], seen[:, -3:])
-            raw = self.project(F.gelu(self.rescale(self.expand(torch.cat([seen, evidence], dim=1)), code)))
+            # Pooled one by one: joining them first would copy 30 channels of opir_small's at full resolution.
+            pooled = [
+                F.avg_pool2d(pad_to_multiple(x.float(), 2), 2) for x in (features, image.detach(), result.detach())
+            ]
+            evidence = error_evidence(pooled[1], pooled[2])
+            raw = self.project(F.gelu(self.rescale(self.expand(torch.cat([*pooled, evidence], dim=1)), code)))
             raw = raw + self.exponents(evidence, code).sum(1, keepdim=True)
             # The logarithm is predicted: errors of all sizes are learned alike. Beyond an error of 1 nothing is said.
             uncertainty = raw.clamp(max=0).exp() + SMALLEST
