@@ -22,8 +22,8 @@ LOOPBACK = "127.0.0.1"
 MEGAPIXELS = 64  # the most that can be allowed: beyond, the restore command keeps pictures in files, and this page not
 
 EPILOG = """\
-The page is for this machine alone unless --host says otherwise; it then has no password. It asks no other server for
-anything. Pictures and results lie in a temporary folder, for an hour at most, and vanish when the page is closed.
+The page is for this machine alone unless --host says otherwise; it then has no password. Once open, it asks no other
+server for anything. Pictures and results lie in a temporary folder, for about an hour, and vanish when it is closed.
 Exit status: 0 closed by Ctrl-C, 1 it could not be opened, 2 wrong usage."""
 
 
@@ -95,7 +95,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     if weights is None:
         raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
     restorer = Restorer.from_pretrained(weights, device=args.device)
-    # Gradio reads all of these while it is imported.
+    # Gradio reads all of these while it is imported; the weights, which may come from the hub, are there by now.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
