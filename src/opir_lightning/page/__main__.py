@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights",
-        metavar="NAME|FILE",
-        help="a packaged name, a .safetensors or .ckpt file, or a run folder (default: the best packaged ones)",
+        metavar="NAME|FILE|OWNER/NAME",
+        help="a packaged name, a .safetensors or .ckpt file, a run folder, or a model on the Hugging Face Hub "
+        "(default: the best packaged ones)",
     )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute (default: auto)")
     add("--host", default=LOOPBACK, help=f"address to listen at; 0.0.0.0 is all (default: {LOOPBACK}, this machine)")
