@@ -164,5 +164,6 @@ def open_page(page: gr.Blocks, *, host: str, port: int, most_bytes: int) -> None
         )
     except OSError as error:
         raise UserError(
-            f"The page cannot be opened at {host}:{port}, which is in use; choose another --port."
+            f"The page cannot be opened at {host}:{port}: the port is in use (choose another with --port), or this "
+            "machine has no such address."
         ) from error
