@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.evaluation import EvaluationSet
-from opir_lightning.data.mixture import Mixture, SampleNumbers, samples_used
+from opir_lightning.data.mixture import Mixture, SampleNumbers, on_one_thread, samples_used
 from opir_lightning.data.samples import (
     CleanSample,
     CollatePending,
@@ -169,6 +169,7 @@ class RestorationData(LightningDataModule):
             sampler=SampleNumbers(count=batches * global_batch, epoch=epoch, skip=skip, rank=rank, world=world),
             num_workers=self.workers,
             collate_fn=CollatePending(self.crop),
+            worker_init_fn=on_one_thread,
             persistent_workers=False,
             pin_memory=not on_cpu,
             drop_last=True,
