@@ -87,7 +87,7 @@ def why_not(name: str, device: str) -> str | None:
         except ImportError as error:
             return f"this version has no predict_and_apply: {error}"
     if name in (cases.TRITON, cases.FUSED_TRITON, cases.UNFUSED_TRITON):
-        return why_not_triton(torch.empty(1, device=device), torch.empty(1, device=device))
+        return why_not_triton(*torch.empty(2, 1, 1, 1, 1, device=device))
     return None
 
 

@@ -46,9 +46,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # 20 ms that only those who ask for the version pay
+        from importlib.metadata import PackageNotFoundError, version  # 20 ms that only who asks for the version pays
 
-        return version("opir-lightning")
+        try:
+            return version("opir-lightning")
+        except PackageNotFoundError:  # run from its sources
+            return "not installed"
     if name in _HOMES:
         return getattr(importlib.import_module(f"opir_lightning.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'opir_lightning' has no attribute {name!r}")

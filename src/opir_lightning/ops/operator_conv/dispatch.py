@@ -157,6 +157,7 @@ def _odd_root(number: int) -> int:
 def autocast(taps: Tensor) -> Tensor:
     """Under autocast, float32 taps (or what makes them) in its dtype. The image keeps its own: it stays exact."""
     device = taps.device.type
-    if taps.dtype != torch.float32 or not torch.amp.is_autocast_available(device):
+    # torch.compile follows the question whether a device has autocast only from 2.12 on.
+    if taps.dtype != torch.float32 or not (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)):
         return taps
     return taps.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else taps
