@@ -35,6 +35,7 @@ class TrainConfig:
     resume: str | None = None  # checkpoint to go on from, with optimizer, schedule and place in the data
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice
+    compile: bool = False  # the predictor, for the training: pays on a GPU and in a long run
     degradations: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING

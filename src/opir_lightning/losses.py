@@ -134,7 +134,10 @@ class RestorationLoss:
         stages = {"refined": (restored.refined, 1.0)}
         if not one_stage and self.coarse:
             stages["coarse"] = (restored.coarse, self.coarse)
-        factors = None if self.task_weights is None else self.task_weights.to(task.device)[task]
+        factors = None
+        if self.task_weights is not None:
+            self.task_weights = self.task_weights.to(task.device)  # once: the host waits for a GPU meanwhile
+            factors = self.task_weights[task]
         terms: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for stage, (picture, share) in stages.items():

@@ -58,6 +58,7 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
 
     from opir_lightning.checkpoints import start_from
     from opir_lightning.training import RestorationModule
+    from opir_lightning.training.callbacks import CompiledPredictor
 
     if plain["task_code"] not in ("blind", "label"):
         raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
@@ -85,10 +86,13 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         val_sets=[val_set.name for val_set in data.val_sets],
         config=plain,
     )
+    callbacks = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
+    if plain["compile"]:
+        callbacks.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
     trainer = instantiate(
         plain["trainer"],
         logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
-        callbacks=[instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node],
+        callbacks=callbacks,
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:

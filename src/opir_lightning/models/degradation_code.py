@@ -30,17 +30,30 @@ class Standardise(nn.Module):
         self.count: Tensor
         self.mean: Tensor
         self.square: Tensor
+        self._complete = False  # to read the count, the host would wait for a GPU in every step
+        self.register_load_state_dict_post_hook(_count_anew)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.count < self.samples:
-            with torch.no_grad():
-                self.count += len(x)
-                share = len(x) / self.count
-                self.mean += share * (x.mean(0) - self.mean)
-                self.square += share * (x.square().mean(0) - self.square)
+        if self.training and not self._complete:
+            self._complete = bool(self.count >= self.samples)
+            if not self._complete:
+                self._add(x)
         deviation = (self.square - self.mean.square()).clamp_min(1e-4).sqrt()
         # Beyond five deviations lies what the training has not seen; the answer stays that of its border.
         return ((x - self.mean) / deviation).clamp(-5, 5)
+
+    @torch.no_grad()
+    def _add(self, x: Tensor) -> None:
+        self.count += len(x)
+        share = len(x) / self.count
+        self.mean += share * (x.mean(0) - self.mean)
+        self.square += share * (x.square().mean(0) - self.square)
+
+
+def _count_anew(module: nn.Module, incompatible_keys: object) -> None:
+    """Weights may have been loaded whose statistics are still those of a beginning."""
+    assert isinstance(module, Standardise)
+    module._complete = False
 
 
 class CodeEstimator(nn.Module):

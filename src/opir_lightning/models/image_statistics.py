@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _SCALES = 3
 _DIRECTIONS = 4
 _PER_DIRECTION = 5
@@ -33,7 +33,8 @@ def image_statistics(image: Tensor) -> Tensor:
         ``(B, STATISTICS)`` float32, of the order of one.
     """
     image = image.detach().float().clamp(0, 1)
-    luma = (image * image.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    # Numbers, not a tensor of three: to hand one to a GPU, the host would wait for all that it has been given before.
+    luma = image[:, :1] * _RED + image[:, 1:2] * _GREEN + image[:, 2:] * _BLUE
     parts = [
         _colour_statistics(image, luma),
         _fine_statistics(image, luma),

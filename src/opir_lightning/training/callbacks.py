@@ -14,14 +14,18 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from opir_lightning.models.predictor import OperatorPredictor
 from opir_lightning.pictures import panel, save_picture
 from opir_lightning.training.module import RestorationModule
+from opir_lightning.types import Code
 
 log = logging.getLogger(__name__)
 
 
 class ExponentialMovingAverage(WeightAveraging):
     """Exponential moving average of the weights; validated, saved and kept in place of the live ones.
+
+    On a GPU an update makes the host wait for the device, so `every` is better larger than 1 there.
 
     Args:
         decay: share of the average that is kept per step. At the start it is less, ``(1 + n) / (10 + n)`` at step n:
@@ -35,6 +39,11 @@ class ExponentialMovingAverage(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=_warming_up(decay, every))
         self.every, self.after = every, after
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # It is made before the module is moved. Left on the CPU, every update copied every tensor there, one by one.
+        assert self._average_model is not None
+        self._average_model.to(pl_module.device)
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.after and (step_idx + 1) % self.every == 0
 
@@ -47,6 +56,57 @@ def _warming_up(decay: float, every: int) -> Callable[[Any, Any, Any], None]:
         get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)) ** every)(averaged, current, updates)
 
     return update
+
+
+class CompiledPredictor(Callback):
+    """The predictor compiled by ``torch.compile`` while it trains; it is validated and kept as it is.
+
+    It is most of the network, has no branches that depend on data, and always sees crops of one size in training.
+    Pictures of other sizes would be compiled for again. All compiling, that of the operator's kernels too, is done
+    before the first step, and before a time limit begins to count.
+
+    Args:
+        batch_size: of the training, per device.
+        crop: side of its crops in pixels.
+    """
+
+    def __init__(self, *, batch_size: int, crop: int) -> None:
+        self.shape = (batch_size, 3, crop, crop)
+        self._compiled: dict[OperatorPredictor, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: RestorationModule) -> None:  # type: ignore[override]
+        log.info("Compiling; this takes a minute or two.")
+        net = pl_module.net
+        predictors = [module for module in net.modules() if isinstance(module, OperatorPredictor)]
+        self._compiled = {predictor: torch.compile(predictor.forward, dynamic=False) for predictor in predictors}
+        self._use(True)
+        with trainer.precision_plugin.forward_context():
+            image = torch.full(self.shape, 0.5, device=pl_module.device)
+            task = torch.full((len(image), len(net.tasks)), 1 / len(net.tasks), device=pl_module.device)
+            code = Code(task, torch.zeros(len(image), net.settings["severity_size"], device=pl_module.device), task)
+            guidance = torch.ones_like(image[:, :1])
+            results = []
+            for stage in range(len(net.task_parameters)):
+                operator = net.predict_operator(image, guidance, code, stage=stage)
+                results.append(net.apply_operator(image, operator).mean())
+        torch.stack(results).sum().backward()
+        pl_module.zero_grad()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._use(False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._use(True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._use(False)
+
+    def _use(self, compiled: bool) -> None:
+        for predictor, forward in self._compiled.items():
+            if compiled:
+                predictor.forward = forward  # type: ignore[method-assign]
+            else:
+                predictor.__dict__.pop("forward", None)
 
 
 class PicturePanels(Callback):
