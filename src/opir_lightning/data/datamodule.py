@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import cv2
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.evaluation import EvaluationSet
-from opir_lightning.data.mixture import Mixture, SampleNumbers, on_one_thread, samples_used
+from opir_lightning.data.mixture import Mixture, SampleNumbers, samples_used
 from opir_lightning.data.samples import (
     CleanSample,
     CollatePending,
@@ -162,6 +163,9 @@ class RestorationData(LightningDataModule):
                 global_batch=global_batch,
                 limit=trainer.limit_train_batches,
             )
+        # Or every worker has a pool of as many threads as there are cores. Not in the workers: a forked process that
+        # changes the number waits for threads of its parent's pool, which it does not have.
+        cv2.setNumThreads(1)
         self.mixture.degrade_here = self.degrade_on == "workers" or (self.degrade_on == "auto" and on_cpu)
         return DataLoader(
             self.mixture,
@@ -169,7 +173,6 @@ class RestorationData(LightningDataModule):
             sampler=SampleNumbers(count=batches * global_batch, epoch=epoch, skip=skip, rank=rank, world=world),
             num_workers=self.workers,
             collate_fn=CollatePending(self.crop),
-            worker_init_fn=on_one_thread,
             persistent_workers=False,
             pin_memory=not on_cpu,
             drop_last=True,

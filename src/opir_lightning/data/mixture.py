@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import albumentations as A
-import cv2
 import numpy as np
 import torch
 from albumentations.augmentations.geometric import functional as geometric
@@ -34,11 +33,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def on_one_thread(worker: int) -> None:
-    """Keep OpenCV to the worker's own core: its default is a pool of threads per worker, one for every core."""
-    cv2.setNumThreads(1)
 
 
 class Mixture(Dataset[Sample | PairSample | CleanSample]):
