@@ -203,4 +203,6 @@ def test_a_batch_that_is_degraded_on_a_gpu_is_that_of_the_cpu_but_for_its_noise(
     else:  # other random numbers of the same strength
         strength = [(b.degraded.cpu() - b.clean.cpu()).flatten(1).std(1) for b in (on_gpu, on_cpu)]
         torch.testing.assert_close(strength[0], strength[1], rtol=0.1, atol=1 / 255)
-        assert difference.mean(1).abs().max() < 2 / 255
+        assert difference.mean().abs() < 2 / 255
+        # A camera's noise comes in blotches, of which a crop holds few: their mean is a part of their deviation.
+        assert (difference.mean(1).abs() < 0.4 * (strength[1] + 1 / 255)).all()
