@@ -70,6 +70,13 @@ class CheckDataConfig(TrainConfig):
     benchmark: dict[str, Any] = MISSING
 
 
+@dataclass
+class SearchConfig(TrainConfig):
+    """A training run, and which of its settings are searched."""
+
+    search: dict[str, Any] = MISSING
+
+
 def config_dir() -> str:
     """The folder of the configuration: a wheel's copy inside the package, or the checkout's own."""
     here = Path(__file__).resolve().parent
@@ -87,6 +94,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="check_data_schema", node=CheckDataConfig)
+    store.store(name="search_schema", node=SearchConfig)
 
 
 def check_keys(config: DictConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from opir_lightning.presets import suggest_layout
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    from lightning import Trainer
+    from lightning import Callback, Trainer
 
     from opir_lightning.data.datamodule import RestorationData
     from opir_lightning.training import RestorationModule
@@ -50,8 +51,15 @@ def train(config: DictConfig) -> Path:
     return run_dir
 
 
-def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData, Trainer, Path]:
-    """Build everything that a resolved and checked configuration names: module, data, trainer, run folder."""
+def assemble(
+    plain: dict[str, Any], callbacks: Sequence[Callback] = ()
+) -> tuple[RestorationModule, RestorationData, Trainer, Path]:
+    """Build everything that a resolved and checked configuration names: module, data, trainer, run folder.
+
+    Args:
+        plain: the configuration.
+        callbacks: further ones.
+    """
     import torch
     from hydra.utils import instantiate
     from lightning import seed_everything
@@ -86,13 +94,13 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         val_sets=[val_set.name for val_set in data.val_sets],
         config=plain,
     )
-    callbacks = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
+    named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
     if plain["compile"]:
-        callbacks.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
+        named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
     trainer = instantiate(
         plain["trainer"],
         logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
-        callbacks=callbacks,
+        callbacks=[*named, *callbacks],
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:
