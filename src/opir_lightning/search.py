@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
@@ -140,12 +139,10 @@ def _check_space(config: DictConfig) -> None:
             )
         if is_range and not values.low < values.high:
             raise UserError(f"search.space has '{path}' from {values.low} to {values.high}; the first must be less.")
+        if str(path).split(".")[0] not in config:
+            raise UserError(f"search.space names '{path}', which is no setting of this run.")
         tried = config.copy()
-        first = values.low if is_range else values.choices[0]
-        try:
-            OmegaConf.update(tried, str(path), first, force_add=True)
-        except OmegaConfBaseException as error:
-            raise UserError(f"search.space names '{path}', which is no setting of this run.") from error
+        OmegaConf.update(tried, str(path), values.low if is_range else values.choices[0], force_add=True)
         check_keys(tried)
 
 
