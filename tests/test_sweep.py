@@ -58,7 +58,7 @@ def pictures(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def sweep(monkeypatch, tmp_path, capfd, pictures):
-    """Call the training with ``-m``; returns exit status, what went to standard error, and the steps that were taken."""
+    """Call the training with ``-m``; returns exit status, what went to standard error, and the steps taken."""
     monkeypatch.chdir(tmp_path)
     step = RestorationModule.training_step
 

@@ -117,7 +117,9 @@ def _job_folder(*, _root_: DictConfig) -> str:
             # Of a key, and of a path, the last part.
             text = f"{key.split('.')[-1]}-{value.rstrip('/').split('/')[-1]}"
             said.append(re.sub(r"[^\w.]+", "-", text).strip("-"))
-    return "__".join(["__".join(said)[:100], fingerprint({str(k): v for k, v in settings.items()})[:8]]).removeprefix("__")
+    return "__".join(["__".join(said)[:100], fingerprint({str(k): v for k, v in settings.items()})[:8]]).removeprefix(
+        "__"
+    )
 
 
 def register_schemas() -> None:
