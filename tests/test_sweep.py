@@ -11,12 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import OmegaConf
-from PIL import Image
 from safetensors.torch import load_file
 
 from opir_lightning import train
 from opir_lightning.config import config_dir, register_schemas
-from opir_lightning.data.sources import EMBEDDED
 from opir_lightning.errors import UserError
 from opir_lightning.sweep import refuse_processes
 from opir_lightning.training import RestorationModule
@@ -45,19 +43,8 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """A data root with two small pictures: scoring the embedded ones would take most of the time."""
-    root = tmp_path_factory.mktemp("pictures")
-    for folder, name, side in (("BSD400", "train/wine.jpg", 100), ("BSD-val-rest", "heldout/friends.jpg", 64)):
-        (root / folder).mkdir()
-        with Image.open(EMBEDDED / name) as picture:
-            picture.crop((100, 100, 100 + side, 100 + side)).save(root / folder / "one.png")
-    return root
-
-
 @pytest.fixture
-def sweep(monkeypatch, tmp_path, capfd, pictures):
+def sweep(monkeypatch, tmp_path, capfd, small_root):
     """Call the training with ``-m``; returns exit status, what went to standard error, and the steps taken."""
     monkeypatch.chdir(tmp_path)
     step = RestorationModule.training_step
@@ -73,7 +60,7 @@ def sweep(monkeypatch, tmp_path, capfd, pictures):
             return step(module, batch, batch_idx)
 
         monkeypatch.setattr(RestorationModule, "training_step", recording_step)
-        monkeypatch.setattr(sys, "argv", ["train", "-m", *TINY, f"data.root={pictures}", *arguments])
+        monkeypatch.setattr(sys, "argv", ["train", "-m", *TINY, f"data.root={small_root}", *arguments])
         try:
             train.main()
             status = 0
@@ -123,32 +110,32 @@ def test_a_job_that_fails_is_reported_and_does_not_take_the_rest_along(sweep):
     assert sweep("experiment=ablation/uncertainty", "model.uncertainty=off", "trainer.max_steps=1")[0] == 0
 
 
-def composed(tmp_path: Path, pictures: Path, *overrides: str):
+def composed(tmp_path: Path, small_root: Path, *overrides: str):
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        return compose("train", [*TINY, f"run_dir={tmp_path}", f"data.root={pictures}", "resume=auto", *overrides])
+        return compose("train", [*TINY, f"run_dir={tmp_path}", f"data.root={small_root}", "resume=auto", *overrides])
 
 
-def test_a_run_that_was_cut_after_its_last_step_is_reported_with_its_averaged_weights(tmp_path, pictures, monkeypatch):
-    train.train(composed(tmp_path / "whole", pictures))
+def test_a_run_that_was_cut_after_its_last_step_keeps_its_averaged_weights(tmp_path, small_root, monkeypatch):
+    train.train(composed(tmp_path / "whole", small_root))
     with monkeypatch.context() as patched:
         patched.setattr("opir_lightning.report.save_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train.train(composed(tmp_path / "cut", pictures))
-    train.train(composed(tmp_path / "cut", pictures))
+            train.train(composed(tmp_path / "cut", small_root))
+    train.train(composed(tmp_path / "cut", small_root))
     weights, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
     assert all((weights[name] == wanted[name]).all() for name in wanted)
 
 
-def test_a_folder_with_other_settings_is_neither_taken_for_finished_nor_gone_on_with(tmp_path, pictures):
-    train.train(composed(tmp_path, pictures, "trainer.max_steps=2"))
+def test_a_folder_with_other_settings_is_neither_taken_for_finished_nor_gone_on_with(tmp_path, small_root):
+    train.train(composed(tmp_path, small_root, "trainer.max_steps=2"))
     with pytest.raises(UserError, match="holds results of a training with other settings"):
-        train.train(composed(tmp_path, pictures, "trainer.max_steps=3"))
+        train.train(composed(tmp_path, small_root, "trainer.max_steps=3"))
     (tmp_path / "results.json").unlink()
     with pytest.raises(UserError, match="holds a checkpoint of a training with other settings"):
-        train.train(composed(tmp_path, pictures, "trainer.max_steps=3"))
+        train.train(composed(tmp_path, small_root, "trainer.max_steps=3"))
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
-        train.train(composed(tmp_path, pictures, "trainer.max_steps=2"))
+        train.train(composed(tmp_path, small_root, "trainer.max_steps=2"))
 
 
 def job_folder(*overrides: str) -> str:
