@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
 from omegaconf import OmegaConf
@@ -106,7 +107,12 @@ def test_a_job_that_fails_is_reported_and_does_not_take_the_rest_along(sweep):
     assert "must be one of learned, tap_mean, off" in end[1]
     (note,) = Path("outputs/ablation/uncertainty").glob("*/failed.txt")
     assert "Traceback" in note.read_text()
-    # The failure of another command is not this one's.
+    # What another process is at is left to it. The failure of another command is not this one's.
+    (done,) = runs("outputs/ablation/uncertainty").values()
+    with FileLock(done / "running.lock"):
+        status, said, _ = sweep("experiment=ablation/uncertainty", "model.uncertainty=off", "trainer.max_steps=1")
+    assert status == 1
+    assert "Another process is training" in said
     assert sweep("experiment=ablation/uncertainty", "model.uncertainty=off", "trainer.max_steps=1")[0] == 0
 
 

@@ -53,7 +53,7 @@ def find_progress(settings: Mapping[str, Any]) -> Progress:
     folder = Path(settings["run_dir"])
     results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
     if results.is_file():
-        if json.loads(results.read_text())["meta"].get("settings") != fingerprint(settings):
+        if json.loads(results.read_text()).get("meta", {}).get("settings") != fingerprint(settings):
             raise UserError(_other_settings(folder, "results"))
         return Progress(True, None)
     if not checkpoint.is_file():

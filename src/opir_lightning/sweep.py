@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FAILED = "failed.txt"
 STARTED = ".started"
+LOCK = "running.lock"
 # A launcher's worker imports this module with the callback below, and names the folder of its job before anything else.
 register_resolvers()
 
@@ -44,13 +48,31 @@ def run_as_job(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
     note = Path(HydraConfig.get().runtime.output_dir) / FAILED
     note.unlink(missing_ok=True)
     try:
-        task(config)
+        with _alone_in(note.parent):
+            task(config)
     except Exception as error:
         what = str(user_error(error) or f"{type(error).__name__}: {error}")
         note.write_text(f"{what}\n\n{traceback.format_exc()}")
         print(f"error: {what} ({note} has more; the sweep goes on)", file=sys.stderr)
     finally:
         gc.collect()  # modules and trainers know each other: without this the next job starts beside the memory of this
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder, as long as this process lives: a job that is still in Slurm's queue may start once more."""
+    if os.environ.get("SLURM_PROCID", "0") != "0":  # of several processes of one job the first holds it for all
+        yield
+        return
+    try:
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"Another process is training in '{folder}'.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def refuse_processes(trainer: Trainer) -> None:
