@@ -9,16 +9,18 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opir_lightning.errors import UserError
+from opir_lightning.resume import fingerprint
 
 
 @dataclass
@@ -26,13 +28,16 @@ class TrainConfig:
     """Everything a training run is made of. The groups name what to build; see the files in conf/."""
 
     name: str = MISSING  # of the experiment: the run folder is outputs/<name>/<time>
+    group: str = "${name}"  # of runs that belong together, such as the variants of an ablation
     tags: list[str] = field(default_factory=list)
     seed: int = 0
     tasks: list[str] = MISSING
     task_code: str = "blind"  # blind: estimate what the picture suffers from; label: it is given
     task_lr_factor: float = 2.0  # learning rate of the task parameters in units of the others'
     init: str | None = None  # weights to start from: a packaged name, a file, a run folder, OWNER/NAME on the hub
-    resume: str | None = None  # checkpoint to go on from, with optimizer, schedule and place in the data
+    # checkpoint to go on from, with optimizer, schedule and place in the data; auto: the last one in the run folder, if
+    # there is one, and nothing at all where its results are there
+    resume: str | None = None
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice
     compile: bool = False  # the predictor, for the training: pays on a GPU and in a long run
@@ -86,8 +91,40 @@ def config_dir() -> str:
     raise FileNotFoundError("There is no conf/ in or above the opir_lightning package; install it again.")
 
 
+def register_resolvers() -> None:
+    """Make known what configuration files may call: ``${joined:VALUE}`` and ``${job_folder:}``."""
+    OmegaConf.register_new_resolver("joined", _joined, replace=True)
+    OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
+def _joined(value: Any) -> str:
+    """A value as part of a name: of a list its items with dashes between them."""
+    return "-".join(map(str, value)) if isinstance(value, ListConfig) else str(value).lower()
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    """Name of the folder of a sweep's job: its overrides, for people, and a fingerprint of all settings.
+
+    The same command finds the same folders again, and other settings, wherever they were changed, have others. It has
+    no character that a shell or Hydra's command line reads in its own way.
+    """
+    settings = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(settings, dict)
+    said = []
+    for override in settings.pop("hydra")["overrides"]["task"]:
+        key, _, value = override.partition("=")
+        if key != "experiment":
+            # Of a key, and of a path, the last part.
+            text = f"{key.split('.')[-1]}-{value.rstrip('/').split('/')[-1]}"
+            said.append(re.sub(r"[^\w.]+", "-", text).strip("-"))
+    return "__".join(["__".join(said)[:100], fingerprint({str(k): v for k, v in settings.items()})[:8]]).removeprefix(
+        "__"
+    )
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra; called before anything is composed."""
+    register_resolvers()
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -146,14 +183,25 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
             raise UserError(f"'{where}.{key}' is not a setting of {target}.{hint}")
 
 
+def user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that an error is, or that it comes from: Hydra wraps what a constructor raises."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__
+    return found
+
+
 def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a `UserError` as its one sentence and leave with status 1, without a traceback."""
 
     def explained(config: DictConfig) -> Any:
         try:
             return task(config)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:
+            mendable = user_error(error)
+            if mendable is None:
+                raise
+            print(f"error: {mendable}", file=sys.stderr)
             if os.environ.get("OPIR_TRACEBACK"):
                 raise
             sys.exit(1)

@@ -1,4 +1,4 @@
-"""Train: ``python -m opir_lightning.train experiment=NAME [data.root=DIR] [key=value ...]``."""
+"""Train: ``python -m opir_lightning.train [-m] experiment=NAME [data.root=DIR] [key=value ...]``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.presets import suggest_layout
+from opir_lightning.resume import find_progress
+from opir_lightning.sweep import in_sweep, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -36,14 +38,29 @@ def train(config: DictConfig) -> Path:
         UserError: something in the configuration or the data has to be mended.
     """
     plain = check_keys(config)
+    resume = plain["resume"]
+    if resume == "auto":
+        finished, resume = find_progress(plain)
+        if finished:
+            log.info("Finished before: %s", plain["run_dir"])
+            return Path(plain["run_dir"])
+        if resume:
+            log.info("Going on from %s.", resume)
+    elif resume is not None and not Path(resume).is_file():
+        raise UserError(f"There is no checkpoint '{resume}' to resume from; give the path of a .ckpt file.")
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
+    from opir_lightning.training.callbacks import close_loggers
 
     started = provenance()  # the code that trains, whatever is checked out at the end
     module, data, trainer, run_dir = assemble(plain)
-    resume = _resume_from(plain["resume"])
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if in_sweep():
+        refuse_processes(trainer)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    finally:
+        close_loggers(trainer)
     if trainer.interrupted:
         raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
     if trainer.is_global_zero:
@@ -118,17 +135,14 @@ def _check_tasks(plain: dict[str, Any]) -> None:
             )
 
 
-def _resume_from(path: str | None) -> str | None:
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"There is no checkpoint '{path}' to resume from; give the path of a .ckpt file.")
-    return path
-
-
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 @explain_user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the console script and of ``python -m``."""
-    train(config)
+    if in_sweep():
+        run_as_job(train, config)
+    else:
+        train(config)
 
 
 if __name__ == "__main__":

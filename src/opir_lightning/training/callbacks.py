@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
@@ -44,8 +45,18 @@ class ExponentialMovingAverage(WeightAveraging):
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that is resumed after its last step has no end of its training, and would keep the live weights.
+        self._copy_average_to_current(pl_module)
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.after and (step_idx + 1) % self.every == 0
+
+
+def close_loggers(trainer: Trainer) -> None:
+    """End the run of W&B, if there is one: the next training of the same process would go on in it."""
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        wandb.finish()
 
 
 def _warming_up(decay: float, every: int) -> Callable[[Any, Any, Any], None]:
