@@ -57,6 +57,7 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
     from lightning import seed_everything
 
     from opir_lightning.checkpoints import start_from
+    from opir_lightning.provenance import git_state, provenance
     from opir_lightning.training import RestorationModule
     from opir_lightning.training.callbacks import CompiledPredictor
 
@@ -96,7 +97,7 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:
-        logger.log_hyperparams(plain)
+        logger.log_hyperparams({**plain, "provenance": provenance(), "git": git_state()})
     return module, data, trainer, Path(plain["run_dir"])
 
 
