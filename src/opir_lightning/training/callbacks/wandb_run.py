@@ -25,14 +25,14 @@ Result = TypeVar("Result")
 Table = Mapping[str, Sequence[Any]]  # values by column, all equally many; a value may be a picture
 
 STEP = "trainer/global_step"
-# What a run's summary keeps of every metric, by its name or the beginning of it.
-SUMMARIES = {
-    "train/*": "min,last",
-    "train/task_accuracy": "max,last",
-    "val/*": "max,last",
-    "val_task/*": "max,last",
-    "val/calibration_error": "min,last",
-}
+# What a run's summary keeps of a metric, by the first of these that its name begins with.
+SUMMARIES = (
+    ("train/task_accuracy", "max,last"),
+    ("val/calibration_error", "min,last"),
+    ("train/", "min,last"),
+    ("val/", "max,last"),
+    ("val_task/", "max,last"),
+)
 PATIENCE = 3  # failures one after the other, after which W&B is left alone
 LOGIN_SECONDS = 60  # in a terminal W&B asks for an account where it knows none
 FINISH_SECONDS = 600  # what is not uploaded by then stays in the run folder, for `wandb sync`
@@ -98,6 +98,7 @@ class WandbRun(Logger):
         self._failures, self._warned, self._given_up = 0, False, False
         self._checkpoints: dict[str, tuple[Path, float | None]] = {}
         self._sent: dict[str, float] = {}
+        self._defined: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -121,7 +122,16 @@ class WandbRun(Logger):
         self._attempt(lambda logger: logger.log_hyperparams(params))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._attempt(lambda logger: logger.log_metrics(metrics, step))
+        def action(logger: WandbLogger) -> None:
+            # One by one: of two patterns that fit a name, W&B takes any, and Lightning has defined "*".
+            for name in metrics.keys() - self._defined:
+                summary = next((kept for start, kept in SUMMARIES if name.startswith(start)), None)
+                if summary is not None:
+                    logger.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
+                self._defined.add(name)
+            logger.log_metrics(metrics, step)
+
+        self._attempt(action)
 
     def log_shown(self, name: str, picture: Path, table: Table, *, step: int) -> None:
         """A picture file and a table of one validation, as ``pictures/<name>`` and ``tables/<name>``."""
@@ -195,9 +205,7 @@ class WandbRun(Logger):
             wandb.finish()
         settings = wandb.Settings(login_timeout=LOGIN_SECONDS, finish_timeout=FINISH_SECONDS)
         logger = WandbLogger(**self._arguments, settings=settings)
-        WandbRun._open = run = logger.experiment
-        for metric, summary in SUMMARIES.items():
-            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=summary)
+        WandbRun._open = logger.experiment
         self._logger = logger
         return logger
 
