@@ -4,9 +4,9 @@ python experiments/sweeps/dashboard.py ENTITY/PROJECT [--experiment NAME] [--tag
 
 Runs that differ in nothing but their seed are one group (their name without the seed). The report has the table of the
 groups, best first, with mean and deviation over the seeds of the best validation PSNR, of the gain per task and of the
-calibration error; below, bars and curves by group, the operators, the pictures, and what the runs differ in. It is saved
-as a draft. Needs an account (``wandb login``) and ``pip install 'opir-lightning[dashboard]'``; with ``--print`` the table
-is only printed, and nothing is saved.
+calibration error; below, bars and curves by group, the operators, the pictures, and what the runs differ in. It is
+saved as a draft. Needs an account (``wandb login``) and ``pip install 'opir-lightning[dashboard]'``; with ``--print``
+the table is only printed, and nothing is saved.
 """
 
 from __future__ import annotations
@@ -69,7 +69,11 @@ def grouped(runs: Iterable[Any]) -> list[Group]:
 def table(groups: Sequence[Group]) -> str:
     """Markdown: a row per group, mean ± deviation over its runs."""
     gains = sorted({key for group in groups for key in group.values if key.endswith("/gain")})
-    columns = {BEST: "PSNR", **{key: f"{key.split('/')[1]}, gain" for key in gains}, "val/calibration_error": "map, error"}
+    columns = {
+        BEST: "PSNR",
+        **{key: f"{key.split('/')[1]}, gain" for key in gains},
+        "val/calibration_error": "map, error",
+    }
     lines = ["| setting | runs | " + " | ".join(columns.values()) + " |", "|---|---|" + "---|" * len(columns)]
     for group in groups:
         cells = [_mean(group.values.get(key, []), 4 if key == "val/calibration_error" else 2) for key in columns]
@@ -169,7 +173,9 @@ def main() -> None:
     runs = wandb.Api().runs(arguments.project, filters={key: value for key, value in chosen.items() if value})
     groups = grouped(runs)
     if not groups:
-        parser.exit(1, f"error: none of the {len(runs)} runs that were found in {arguments.project} has logged {BEST}.\n")
+        parser.exit(
+            1, f"error: none of the {len(runs)} runs that were found in {arguments.project} has logged {BEST}.\n"
+        )
     print(table(groups))
     if arguments.print:
         return

@@ -19,6 +19,7 @@ from short_runs import prepared
 
 from opir_lightning.checkpoints import load_model
 from opir_lightning.provenance import git_state
+from opir_lightning.training.callbacks import WandbRun
 
 pytestmark = pytest.mark.slow
 BLOCK, HEAD = 32768, struct.Struct("<IHB")  # frames never cross a block; each has checksum, length, kind
@@ -84,12 +85,13 @@ def offline(tmp_path_factory):
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_DATA_DIR", str(folder / "data"))
         module, data, trainer = prepared(folder, "logger=wandb", "trainer.max_steps=4", "tags=[short]", "seed=3")
+        state = git_state()
         trainer.fit(module, data)
         wandb.finish()
         wandb.teardown()
     with (folder / "log" / "metrics.csv").open() as file:
         metrics = list(csv.DictReader(file))
-    return SimpleNamespace(path=folder, net=module.net, metrics=metrics, **vars(read(folder)))
+    return SimpleNamespace(path=folder, net=module.net, metrics=metrics, state=state, **vars(read(folder)))
 
 
 def test_a_run_has_its_group_tags_configuration_and_the_state_of_the_code(offline):
@@ -97,7 +99,7 @@ def test_a_run_has_its_group_tags_configuration_and_the_state_of_the_code(offlin
     assert (run.display_name, run.run_group, run.job_type, list(run.tags)) == ("demo-seed3", "demo", "demo", ["short"])
     assert offline.config["data"]["crop"] == 32
     assert offline.config["model"]["_target_"] == "opir_lightning.models.OPIR"
-    assert offline.config["git"] == git_state()
+    assert offline.config["git"] == offline.state
     assert set(offline.config["provenance"]) >= {"commit", "torch", "device"}
 
 
@@ -163,6 +165,23 @@ def test_weights_are_artifacts_with_aliases_and_load(offline):
     net, _ = load_model(copy)
     for name, value in net.state_dict().items():
         assert np.array_equal(value, offline.net.state_dict()[name]), name
+
+
+def test_every_training_of_a_process_is_a_run_of_its_own(tmp_path, monkeypatch):
+    import wandb
+
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    for number in range(2):
+        run = WandbRun(project="p", save_dir=str(tmp_path / str(number)), name=f"job{number}", offline=True)
+        run.log_metrics({"train/loss": float(number)}, step=0)
+        run.finalize("success")
+    wandb.finish()
+    wandb.teardown()
+    for number in range(2):
+        found = read(tmp_path / str(number))
+        assert found.run.display_name == f"job{number}"
+        assert [row["train/loss"] for row in found.history] == [number]
 
 
 def test_a_training_goes_on_when_the_service_of_wandb_is_killed(tmp_path, monkeypatch, caplog):

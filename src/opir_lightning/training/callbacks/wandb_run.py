@@ -57,7 +57,7 @@ class WandbRun(Logger):
         offline: keep everything in ``save_dir``; ``wandb sync`` uploads it later. The environment variable
             ``WANDB_MODE`` (online, offline, disabled) says the same without a setting.
         weights: when weights become an artifact, with the aliases ``best``, ``last`` and ``step-<n>``: at the ``end``,
-            after ``each`` validation that saves some, or ``off``.
+            ``each`` time that a checkpoint is saved, or ``off``.
 
     Raises:
         UserError: ``weights`` is something else.
