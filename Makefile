@@ -10,10 +10,10 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo ablations test check clean
 
 help:            ## show the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
 
 setup: $(VENV)/.stamp ## create .venv and install everything
 $(VENV)/.stamp: pyproject.toml constraints.txt
@@ -25,6 +25,11 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 demo: setup      ## train on the embedded photographs for some minutes, score, draw
 	$(PY) -m opir_lightning.train experiment=demo
+
+ablations: setup ## a small ablation on the embedded photographs, some 40 minutes; goes on where it was cut
+	$(PY) -m opir_lightning.train -m experiment=ablation/small \
+	    hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.launcher.verbose=10
+	$(PY) -m opir_lightning.compare outputs/ablation/small/*/ -o experiments/ablations/small
 
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two processes with two threads each on two cores would wait for one another most of the time.
@@ -17,3 +20,18 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mat
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="opir-cache-")  # packs of decoded pictures
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory) -> Path:
+    """A data root with two small pictures: scoring the embedded ones takes most of the time of a short training."""
+    from PIL import Image
+
+    from opir_lightning.data.sources import EMBEDDED
+
+    root = tmp_path_factory.mktemp("pictures")
+    for folder, name, side in (("BSD400", "train/wine.jpg", 100), ("BSD-val-rest", "heldout/friends.jpg", 64)):
+        (root / folder).mkdir()
+        with Image.open(EMBEDDED / name) as picture:
+            picture.crop((100, 100, 100 + side, 100 + side)).save(root / folder / "one.png")
+    return root

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from opir_lightning.errors import UserError
+from opir_lightning.resume import fingerprint
 
 
 @dataclass
@@ -28,13 +29,16 @@ class TrainConfig:
     """Everything a training run is made of. The groups name what to build; see the files in conf/."""
 
     name: str = MISSING  # of the experiment: the run folder is outputs/<name>/<time>
+    group: str = "${name}"  # of runs that belong together, such as the variants of an ablation
     tags: list[str] = field(default_factory=list)
     seed: int = 0
     tasks: list[str] = MISSING
     task_code: str = "blind"  # blind: estimate what the picture suffers from; label: it is given
     task_lr_factor: float = 2.0  # learning rate of the task parameters in units of the others'
     init: str | None = None  # weights to start from: a packaged name, a file, a run folder, OWNER/NAME on the hub
-    resume: str | None = None  # checkpoint to go on from, with optimizer, schedule and place in the data
+    # checkpoint to go on from, with optimizer, schedule and place in the data; auto: the last one in the run folder, if
+    # there is one, and nothing at all where its results are there
+    resume: str | None = None
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice
     compile: bool = False  # the predictor, for the training: pays on a GPU and in a long run
@@ -72,6 +76,13 @@ class CheckDataConfig(TrainConfig):
     benchmark: dict[str, Any] = MISSING
 
 
+@dataclass
+class SearchConfig(TrainConfig):
+    """A training run, and which of its settings are searched."""
+
+    search: dict[str, Any] = MISSING
+
+
 def config_dir() -> str:
     """The folder of the configuration: a wheel's copy inside the package, or the checkout's own."""
     here = Path(__file__).resolve().parent
@@ -81,27 +92,60 @@ def config_dir() -> str:
     raise FileNotFoundError("There is no conf/ in or above the opir_lightning package; install it again.")
 
 
+def register_resolvers() -> None:
+    """Make known what configuration files may call: ``${joined:VALUE}`` and ``${job_folder:}``."""
+    OmegaConf.register_new_resolver("joined", _joined, replace=True)
+    OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
+def _joined(value: Any) -> str:
+    """A value as part of a name: of a list its items with dashes between them."""
+    return "-".join(map(str, value)) if isinstance(value, ListConfig) else str(value).lower()
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    """Name of the folder of a sweep's job: its overrides, for people, and a fingerprint of all settings.
+
+    The same command finds the same folders again, and other settings, wherever they were changed, have others. It has
+    no character that a shell or Hydra's command line reads in its own way.
+    """
+    settings = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(settings, dict)
+    said = []
+    for override in settings.pop("hydra")["overrides"]["task"]:
+        key, _, value = override.partition("=")
+        if key != "experiment":
+            # Of a key, and of a path, the last part.
+            text = f"{key.split('.')[-1]}-{value.rstrip('/').split('/')[-1]}"
+            said.append(re.sub(r"[^\w.]+", "-", text).strip("-"))
+    return "__".join(["__".join(said)[:100], fingerprint({str(k): v for k, v in settings.items()})[:8]]).removeprefix(
+        "__"
+    )
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra; called before anything is composed."""
+    register_resolvers()
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="check_data_schema", node=CheckDataConfig)
+    store.store(name="search_schema", node=SearchConfig)
     OmegaConf.register_new_resolver("setting", setting, replace=True)
 
 
 # Overrides that say where, how watched, or how often a training runs, not what is trained.
 _NOT_A_SETTING = re.compile(
-    r"(experiment|seed|threads|compile|run_dir|resume|name|tags|trainer|data\.(root|workers|packs|degrade_on)"
+    r"(experiment|seed|threads|compile|run_dir|resume|name|group|tags|trainer|data\.(root|workers|packs|degrade_on)"
     r"|trainer\.(accelerator|devices|log_every_n_steps|enable_\w+)|(logger|hydra|callbacks\.(?!ema)).*)"
 )
 _LONGEST_NAME = 120  # W&B takes 128 characters
 
 
 def setting(name: str) -> str:
-    """What the repetitions of a run have in common: the experiment and the overrides that change what is trained.
+    """What the repetitions of a run have in common: its group and the overrides that change what is trained.
 
     The command line's ``experiment=five_task seed=3 model.kernel_size=5`` is ``five_task model.kernel_size=5``. What is
     too long for a name ends in a checksum.
@@ -165,14 +209,25 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
             raise UserError(f"'{where}.{key}' is not a setting of {target}.{hint}")
 
 
+def user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that an error is, or that it comes from: Hydra wraps what a constructor raises."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__
+    return found
+
+
 def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a `UserError` as its one sentence and leave with status 1, without a traceback."""
 
     def explained(config: DictConfig) -> Any:
         try:
             return task(config)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:
+            mendable = user_error(error)
+            if mendable is None:
+                raise
+            print(f"error: {mendable}", file=sys.stderr)
             if os.environ.get("OPIR_TRACEBACK"):
                 raise
             sys.exit(1)

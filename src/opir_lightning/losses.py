@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opir_lightning.errors import UserError
-from opir_lightning.types import Restoration
+from opir_lightning.types import Restoration, Task
 
 
 class LossTerms(NamedTuple):
@@ -95,7 +95,7 @@ class RestorationLoss:
             fortieth of the gradient's energy in a five-task training, haze and low light had two thirds.
 
     Raises:
-        UserError: a weight is given for a task that is not there.
+        UserError: a weight is given for a task that is neither there nor one of the standard ones.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class RestorationLoss:
         self.uncertainty, self.task, self.coarse, self.beta = uncertainty, task, coarse, beta
         self.task_weights: Tensor | None = None
         if task_weights:
-            if unknown := sorted(set(task_weights) - set(tasks)):
+            # A recipe's weights for the standard tasks may stand where a run leaves some of these tasks out.
+            if unknown := sorted(set(task_weights) - set(tasks) - set(Task)):
                 raise UserError(f"loss.task_weights has '{unknown[0]}', and the tasks are {', '.join(tasks)}.")
             self.task_weights = torch.tensor([float(task_weights.get(name, 1.0)) for name in tasks])
 

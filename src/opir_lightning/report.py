@@ -19,6 +19,7 @@ from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.inference import choose_tile, restore_tiled
 from opir_lightning.models import OPIR
 from opir_lightning.pictures import panel, save_picture
+from opir_lightning.resume import fingerprint
 
 SHEET_WIDTH = 300
 
@@ -55,7 +56,7 @@ def report_run(
             "tasks": {name: values for name, values in table.items() if name != "undamaged"},
             "undamaged": table.get("undamaged"),
             "sets": results,
-            "meta": meta,
+            "meta": {**meta, "settings": fingerprint(plain)},
         },
     )
     console = Console(soft_wrap=True)

@@ -1,8 +1,9 @@
-"""Train: ``python -m opir_lightning.train experiment=NAME [data.root=DIR] [key=value ...]``."""
+"""Train: ``python -m opir_lightning.train [-m] experiment=NAME [data.root=DIR] [key=value ...]``."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ from omegaconf import DictConfig
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.presets import suggest_layout
+from opir_lightning.resume import find_progress
+from opir_lightning.sweep import in_sweep, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    from lightning import Trainer
+    from lightning import Callback, Trainer
 
     from opir_lightning.data.datamodule import RestorationData
     from opir_lightning.training import RestorationModule
@@ -35,23 +38,45 @@ def train(config: DictConfig) -> Path:
         UserError: something in the configuration or the data has to be mended.
     """
     plain = check_keys(config)
+    resume = plain["resume"]
+    if resume == "auto":
+        finished, resume = find_progress(plain)
+        if finished:
+            log.info("Finished before: %s", plain["run_dir"])
+            return Path(plain["run_dir"])
+        if resume:
+            log.info("Going on from %s.", resume)
+    elif resume is not None and not Path(resume).is_file():
+        raise UserError(f"There is no checkpoint '{resume}' to resume from; give the path of a .ckpt file.")
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
+    from opir_lightning.training.callbacks import close_loggers
 
     started = provenance()  # the code that trains, whatever is checked out at the end
     module, data, trainer, run_dir = assemble(plain)
-    resume = _resume_from(plain["resume"])
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
-    if trainer.is_global_zero:
-        report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
+    if in_sweep():
+        refuse_processes(trainer)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        if trainer.interrupted:
+            raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
+        if trainer.is_global_zero:
+            report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
+    finally:
+        close_loggers(trainer)  # last: it may wait for an upload
     return run_dir
 
 
-def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData, Trainer, Path]:
-    """Build everything that a resolved and checked configuration names: module, data, trainer, run folder."""
+def assemble(
+    plain: dict[str, Any], callbacks: Sequence[Callback] = ()
+) -> tuple[RestorationModule, RestorationData, Trainer, Path]:
+    """Build everything that a resolved and checked configuration names: module, data, trainer, run folder.
+
+    Args:
+        plain: the configuration.
+        callbacks: further ones.
+    """
     import torch
     from hydra.utils import instantiate
     from lightning import seed_everything
@@ -87,13 +112,13 @@ def assemble(plain: dict[str, Any]) -> tuple[RestorationModule, RestorationData,
         val_sets=[val_set.name for val_set in data.val_sets],
         config=plain,
     )
-    callbacks = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
+    named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
     if plain["compile"]:
-        callbacks.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
+        named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
     trainer = instantiate(
         plain["trainer"],
         logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
-        callbacks=callbacks,
+        callbacks=[*named, *callbacks],
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:
@@ -111,17 +136,14 @@ def _check_tasks(plain: dict[str, Any]) -> None:
             )
 
 
-def _resume_from(path: str | None) -> str | None:
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"There is no checkpoint '{path}' to resume from; give the path of a .ckpt file.")
-    return path
-
-
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 @explain_user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the console script and of ``python -m``."""
-    train(config)
+    if in_sweep():
+        run_as_job(train, config)
+    else:
+        train(config)
 
 
 if __name__ == "__main__":

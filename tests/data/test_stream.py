@@ -37,10 +37,9 @@ def data(**settings) -> RestorationData:
     return made
 
 
-def attach(made: RestorationData, *, steps=0, epoch=0, rank=0, world=1, accumulate=1) -> RestorationData:
+def attach(made: RestorationData, *, steps=0, rank=0, world=1, accumulate=1) -> RestorationData:
     """What the data side reads of a trainer that is so far."""
     made.trainer = SimpleNamespace(
-        current_epoch=epoch,
         global_step=steps,
         global_rank=rank,
         world_size=world,
@@ -69,7 +68,7 @@ def digests(made: RestorationData) -> list[str]:
 def alone() -> list[str]:
     """The stream of two epochs in one process."""
     made = data()
-    first, second = (digests(attach(made, epoch=epoch, steps=epoch * SAMPLES // BATCH)) for epoch in (0, 1))
+    first, second = (digests(attach(made, steps=epoch * SAMPLES // BATCH)) for epoch in (0, 1))
     assert len(set(first + second)) == 2 * SAMPLES
     return first + second
 
@@ -82,7 +81,7 @@ def test_workers_do_not_change_it(alone, workers):
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_two_ranks_together_have_the_stream_of_one(alone, epoch):
     halves = [
-        digests(attach(data(batch_size=BATCH // 2), rank=rank, world=2, epoch=epoch, steps=epoch * SAMPLES // BATCH))
+        digests(attach(data(batch_size=BATCH // 2), rank=rank, world=2, steps=epoch * SAMPLES // BATCH))
         for rank in (0, 1)
     ]
     together = [sample for both in zip(*halves, strict=True) for sample in both]
@@ -93,7 +92,7 @@ def test_after_a_resume_at_any_step_the_very_next_sample_follows(alone):
     made = data()
     for steps in range(2 * SAMPLES // BATCH):
         epoch = steps * BATCH // SAMPLES
-        rest = digests(attach(made, steps=steps, epoch=epoch))
+        rest = digests(attach(made, steps=steps))
         assert rest == alone[steps * BATCH : (epoch + 1) * SAMPLES], steps
 
 
@@ -119,7 +118,7 @@ def test_another_seed_is_another_stream(alone):
         (13, 1, {}, 3 * 8),
         (2, 0, {"accumulate": 4}, 8 * 8),
         (4, 1, {"accumulate": 4}, 4 * 8),  # 4 + 4 + 2 batches are an epoch
-        (3, 0, {"accumulate": 4}, 10 * 8),
+        (3, 1, {"accumulate": 4}, 0),
         (6, 1, {"limit": 5}, 1 * 8),  # of ten batches an epoch has five
         (6, 1, {"limit": 0.5}, 1 * 8),
         (13, 1, {"limit": 1.0}, 3 * 8),
@@ -127,9 +126,9 @@ def test_another_seed_is_another_stream(alone):
 )
 def test_steps_tell_how_many_samples_of_the_epoch_are_used(steps, epoch, settings, used):
     counted = samples_used(
-        steps, epoch, batches=10, global_batch=8, accumulate=settings.get("accumulate", 1), limit=settings.get("limit")
+        steps, batches=10, global_batch=8, accumulate=settings.get("accumulate", 1), limit=settings.get("limit")
     )
-    assert counted == used
+    assert counted == (epoch, used)
 
 
 class Recorder(LightningModule):
@@ -203,4 +202,6 @@ def test_a_batch_that_is_degraded_on_a_gpu_is_that_of_the_cpu_but_for_its_noise(
     else:  # other random numbers of the same strength
         strength = [(b.degraded.cpu() - b.clean.cpu()).flatten(1).std(1) for b in (on_gpu, on_cpu)]
         torch.testing.assert_close(strength[0], strength[1], rtol=0.1, atol=1 / 255)
-        assert difference.mean(1).abs().max() < 2 / 255
+        assert difference.mean().abs() < 2 / 255
+        # A camera's noise comes in blotches, of which a crop holds few: their mean is a part of their deviation.
+        assert (difference.mean(1).abs() < 0.4 * (strength[1] + 1 / 255)).all()

@@ -322,6 +322,9 @@ def test_statistics_are_standardised_by_what_was_seen_first_and_the_same_in_use(
     standardise(later)  # past the limit: nothing moves any more
     torch.testing.assert_close(standardise.eval()(first), seen)
     assert standardise(later).min() == -5
+    standardise.train().load_state_dict(Standardise(4).state_dict())  # those of a beginning
+    standardise(later)
+    assert standardise.count == 64
 
 
 def test_the_map_knows_what_the_operator_changed():

@@ -16,6 +16,7 @@ from opir_lightning.errors import UserError
 from opir_lightning.metrics import score
 from opir_lightning.training.callbacks import OperatorPictures, TaskConfusion, WandbRun
 from opir_lightning.training.callbacks.confusion import confusion_matrix
+from opir_lightning.training.callbacks.showing import _add_rows
 from opir_lightning.types import Restoration
 
 
@@ -120,6 +121,14 @@ def test_scores_by_task_are_the_means_over_its_pictures(run):
     assert "val_task/none/gain" not in last  # an undamaged picture is infinitely good as it is
 
 
+def test_a_resumed_run_replaces_the_rows_that_come_again(tmp_path):
+    file = tmp_path / "confusion.csv"
+    for step, count in ((2, 1), (4, 2), (6, 3), (4, 5), (6, 6)):
+        _add_rows(file, ["step", "pictures"], [[step, count], [step, count]])
+    assert [(row["step"], row["pictures"]) for row in table(file)[::2]] == [("2", "1"), ("4", "5"), ("6", "6")]
+    assert len(table(file)) == 6
+
+
 def test_a_confusion_matrix_counts_true_by_named():
     true, named = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 0, 2, 2])
     assert confusion_matrix(true, named, 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
@@ -129,7 +138,7 @@ def test_a_confusion_matrix_counts_true_by_named():
 def test_pictures_of_unknown_tasks_are_left_out_of_the_confusion(tmp_path):
     logged = {}
     module = SimpleNamespace(
-        net=SimpleNamespace(tasks=("none", "noise")), log=lambda name, value: logged.update({name: value})
+        net=SimpleNamespace(tasks=("none", "noise")), log=lambda name, value, **_: logged.update({name: value})
     )
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, global_step=7, loggers=[])
     callback = TaskConfusion(folder=str(tmp_path))

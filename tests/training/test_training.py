@@ -72,6 +72,24 @@ def weights(module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.net.parameters()])
 
 
+def test_compiled_the_predictor_learns_the_same_and_is_left_as_it_was(tmp_path, monkeypatch):
+    """Compiled for the pictures of a validation as well, the backend would be called for their size."""
+    seen: list[int] = []  # sides of the pictures that it was called for
+
+    def backend(graph, inputs):
+        seen.extend(x.shape[-1] for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] == 3)
+        return graph
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, backend=backend, **options))
+    steps = ["trainer.max_steps=3", "data.epoch_samples=4", "callbacks.best=null"]
+    plain, _ = fit(tmp_path / "a", *steps)
+    compiled, _ = fit(tmp_path / "b", *steps, "compile=true")
+    torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-4, atol=1e-5)
+    assert seen == [32]
+    assert all("forward" not in module.__dict__ for module in compiled.modules())
+
+
 def test_same_seed_gives_the_same_weights_with_any_number_of_workers(tmp_path):
     steps = ["trainer.max_steps=20", "data.epoch_samples=100", "trainer.limit_val_batches=0"]
     first, _ = fit(tmp_path / "a", *steps)

@@ -148,21 +148,22 @@ class RestorationData(LightningDataModule):
         """The numbered samples, from where a resumed run left off: its steps tell how many were used."""
         assert self.mixture is not None
         trainer = self.trainer
-        epoch, skip, rank, world = 0, 0, 0, 1
-        if trainer is not None:
-            epoch, rank, world = trainer.current_epoch, trainer.global_rank, trainer.world_size
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         global_batch = self.batch_size * world
         batches = self.epoch_samples // global_batch
         on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
-        if trainer is not None:
-            skip = samples_used(
+
+        def place() -> tuple[int, int]:
+            if trainer is None:
+                return 0, 0
+            return samples_used(
                 trainer.global_step,
-                epoch,
                 batches=batches,
                 accumulate=trainer.accumulate_grad_batches,
                 global_batch=global_batch,
                 limit=trainer.limit_train_batches,
             )
+
         # Or every worker has a pool of as many threads as there are cores. Not in the workers: a forked process that
         # changes the number waits for threads of its parent's pool, which it does not have.
         cv2.setNumThreads(1)
@@ -170,7 +171,7 @@ class RestorationData(LightningDataModule):
         return DataLoader(
             self.mixture,
             batch_size=self.batch_size,
-            sampler=SampleNumbers(count=batches * global_batch, epoch=epoch, skip=skip, rank=rank, world=world),
+            sampler=SampleNumbers(count=batches * global_batch, place=place, rank=rank, world=world),
             num_workers=self.workers,
             collate_fn=CollatePending(self.crop),
             persistent_workers=False,

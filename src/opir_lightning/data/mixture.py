@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import albumentations as A
@@ -177,22 +177,20 @@ class SampleNumbers(Sampler[int]):
 
     Args:
         count: samples of an epoch, over all ranks.
-        epoch: the epoch that comes next.
-        skip: samples of that epoch, over all ranks, that were used before a resume.
+        place: tells, each time that an epoch begins, which one it is, and how many of its samples, over all ranks, were
+            used before a resume. It is asked, and the trainer does not say: the epoch that it would set is one too high
+            for the rest of a run that was resumed at the end of an epoch.
         rank, world: this process and how many there are; rank r takes every world-th number.
     """
 
-    def __init__(self, *, count: int, epoch: int = 0, skip: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.count, self.epoch, self.rank, self.world = count, epoch, rank, world
-        self._resumed_epoch, self._skip = epoch, skip
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
+    def __init__(
+        self, *, count: int, place: Callable[[], tuple[int, int]] = lambda: (0, 0), rank: int = 0, world: int = 1
+    ) -> None:
+        self.count, self.place, self.rank, self.world = count, place, rank, world
 
     def __iter__(self) -> Iterator[int]:
-        skip = self._skip if self.epoch == self._resumed_epoch else 0
-        first = self.epoch * self.count
+        epoch, skip = self.place()
+        first = epoch * self.count
         return iter(range(first + skip + self.rank, first + self.count, self.world))
 
     def __len__(self) -> int:
@@ -200,13 +198,12 @@ class SampleNumbers(Sampler[int]):
 
 
 def samples_used(
-    steps: int, epoch: int, *, batches: int, accumulate: int, global_batch: int, limit: int | float | None = None
-) -> int:
-    """Samples of the current epoch, over all ranks, that a run has used up, from the steps of its optimizer.
+    steps: int, *, batches: int, accumulate: int, global_batch: int, limit: int | float | None = None
+) -> tuple[int, int]:
+    """The epoch that a run is in, and how many of its samples, over all ranks, it has used up, from its steps.
 
     Args:
         steps: of the optimizer, since the beginning.
-        epoch: the current one, from 0.
         batches: of a whole epoch, on each rank.
         accumulate: batches per step; the last step of an epoch takes what is left.
         global_batch: samples of a batch over all ranks.
@@ -215,5 +212,5 @@ def samples_used(
     used = batches
     if limit is not None:
         used = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    steps_per_epoch = -(-used // accumulate)
-    return min((steps - epoch * steps_per_epoch) * accumulate, used) * global_batch
+    epoch, steps = divmod(steps, max(-(-used // accumulate), 1))
+    return epoch, min(steps * accumulate, used) * global_batch

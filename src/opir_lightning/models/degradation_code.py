@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,6 +45,11 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def _add(self, x: Tensor) -> None:
+        if dist.is_available() and dist.is_initialized():
+            # Of the samples of all processes: with each its own, a training on two GPUs would be another training.
+            shares = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+            dist.all_gather(shares, x.contiguous())
+            x = torch.cat(shares)
         self.count += len(x)
         share = len(x) / self.count
         self.mean += share * (x.mean(0) - self.mean)

@@ -288,9 +288,13 @@ class OPIR(nn.Module):
         first = self.predict_operator(image, torch.ones_like(image[:, :1]), code, stage=0)
         coarse = self.apply_operator(image, first)
         uncertainty = self.perceive_uncertainty(image, coarse, first, code)
+        guidance = uncertainty
+        if self.uncertainty == "tap_mean":
+            # It has nothing of its own to learn: as a loss, its likelihood would bend the taps that it is read from.
+            uncertainty = uncertainty.detach()
         if len(self.task_parameters) == 1:
             return _Stages([first], coarse, uncertainty, coarse)
-        start, guidance = coarse, uncertainty
+        start = coarse
         if self.detach_between_stages:
             start, guidance = start.detach(), guidance.detach()
         second = self.predict_operator(start, guidance, code, stage=1)

@@ -76,15 +76,29 @@ class RestorationModule(LightningModule):
             {f"{stage}/{number}": MeanMetric() for stage in STAGES for number in range(len(self.val_sets))}
         )
 
+    def on_train_epoch_start(self) -> None:
+        # After a resume at the end of an epoch Lightning counts one step too many, and would log under its number.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         given = batch.label_given if self.task_code == "blind" else torch.ones_like(batch.label_given)
         restored = self.net(batch.degraded, task=torch.where(given, batch.task, -1))
         total, terms = self.loss(restored, batch.clean, batch.task)
         named = restored.task_logits.argmax(1) == batch.task
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch.task))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch.task))
-        self.log("train/task_accuracy", named.float().mean(), batch_size=len(batch.task))
+        values = {"train/loss": total.detach(), **{f"train/{name}": value for name, value in terms.items()}}
+        values["train/task_accuracy"] = named.float().mean()
+        values = self._over_processes(values)
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=len(batch.task))
+        self.log_dict(values, batch_size=len(batch.task))
         return total
+
+    def _over_processes(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means of scalars over all processes, in one exchange: each of them sees only its part of a batch."""
+        if self.trainer.world_size == 1:
+            return values
+        together = torch.stack([value.float() for value in values.values()])
+        means = self.trainer.strategy.reduce(together, reduce_op="mean")
+        return dict(zip(values, means.unbind(), strict=True))
 
     def on_validation_epoch_start(self) -> None:
         self._pictures = []
@@ -111,13 +125,13 @@ class RestorationModule(LightningModule):
                 value = meter.compute()
                 meter.reset()
                 means.setdefault(stage, []).append(value)
-                self.log(f"val/{name}/psnr" + ("" if stage == "refined" else f"_{stage}"), value)
+                self.log(f"val/{name}/psnr" + ("" if stage == "refined" else f"_{stage}"), value, sync_dist=True)
         # An undamaged picture scores infinity as its own input: the mean would tell nothing.
         damaged = torch.isfinite(torch.stack(means["input"]))
         finite = {stage: torch.stack(values)[damaged] for stage, values in means.items()}
-        self.log("val/psnr", finite["refined"].mean(), prog_bar=True)
-        self.log("val/psnr_coarse", finite["coarse"].mean())
-        self.log("val/psnr_input", finite["input"].mean())
+        self.log("val/psnr", finite["refined"].mean(), prog_bar=True, sync_dist=True)
+        self.log("val/psnr_coarse", finite["coarse"].mean(), sync_dist=True)
+        self.log("val/psnr_input", finite["input"].mean(), sync_dist=True)
         self._log_tasks()
 
     def _log_tasks(self) -> None:
@@ -130,10 +144,10 @@ class RestorationModule(LightningModule):
         for number, name in enumerate(self.net.tasks):
             found = scores[:, [index for index, task in enumerate(tasks) if task == number]]
             if found.shape[1]:
-                self.log(f"val_task/{name}/psnr", found[2].mean())
+                self.log(f"val_task/{name}/psnr", found[2].mean(), sync_dist=True)
             found = found[:, torch.isfinite(found[0])]
             if found.shape[1]:
-                self.log(f"val_task/{name}/gain", (found[2] - found[0]).mean())
+                self.log(f"val_task/{name}/gain", (found[2] - found[0]).mean(), sync_dist=True)
 
     def _meter(self, stage: str, number: int) -> MeanMetric:
         meter = self.val_scores[f"{stage}/{number}"]

@@ -6,7 +6,7 @@ from opir_lightning.training.callbacks.compiled import CompiledPredictor
 from opir_lightning.training.callbacks.confusion import TaskConfusion
 from opir_lightning.training.callbacks.operators import OperatorPictures
 from opir_lightning.training.callbacks.panels import PicturePanels
-from opir_lightning.training.callbacks.wandb_run import WandbRun
+from opir_lightning.training.callbacks.wandb_run import WandbRun, close_loggers
 
 __all__ = [
     "CompiledPredictor",
@@ -16,4 +16,5 @@ __all__ = [
     "TaskConfusion",
     "UncertaintyCalibration",
     "WandbRun",
+    "close_loggers",
 ]

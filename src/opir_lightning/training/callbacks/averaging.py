@@ -32,6 +32,10 @@ class ExponentialMovingAverage(WeightAveraging):
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run that is resumed after its last step has no end of its training, and would keep the live weights.
+        self._copy_average_to_current(pl_module)
+
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.after and (step_idx + 1) % self.every == 0
 

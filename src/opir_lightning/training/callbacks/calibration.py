@@ -51,7 +51,7 @@ class UncertaintyCalibration(Callback):
         together = Calibration()
         for calibration in sets.values():
             together = together.merged(calibration)
-        pl_module.log("val/calibration_error", together.error())
+        pl_module.log("val/calibration_error", together.error(), sync_dist=True)
         if trainer.is_global_zero:
             curves = {name: calibration.curve() for name, calibration in {"all": together, **sets}.items()}
             rows = [

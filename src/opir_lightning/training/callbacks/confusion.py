@@ -54,7 +54,7 @@ class TaskConfusion(Callback):
         tasks = pl_module.net.tasks
         # The functional form: every rank validates all pictures, and the metric would add them up over the ranks.
         counts = confusion_matrix(true[known], named[known], len(tasks))
-        pl_module.log("val/task_accuracy", counts.diagonal().sum() / counts.sum())
+        pl_module.log("val/task_accuracy", counts.diagonal().sum() / counts.sum(), sync_dist=True)
         if trainer.is_global_zero:
             pairs = [(t, n) for t in range(len(tasks)) for n in range(len(tasks))]
             table: Table = {

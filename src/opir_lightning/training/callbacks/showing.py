@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from PIL import Image
@@ -26,13 +27,20 @@ def show(trainer: Trainer, name: str, folder: Path, picture: Image.Image, table:
     picture.save(sheet, compress_level=1)  # a third of the time, and the training waits for it
     plain = [column for column, values in table.items() if not any(isinstance(v, Image.Image) for v in values)]
     rows = zip(*(table[column] for column in plain), strict=True)
-    path = folder / f"{name}.csv"
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["step", *plain])
-        writer.writerows([trainer.global_step, *row] for row in rows)
+    _add_rows(folder / f"{name}.csv", ["step", *plain], [[trainer.global_step, *row] for row in rows])
     for logger in trainer.loggers:
         if isinstance(logger, WandbRun):
             logger.log_shown(name, sheet, table, step=trainer.global_step)
+
+
+def _add_rows(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    """Add the rows of one step; those of this and later steps, which a resumed run replaces, are taken out."""
+    step, kept = rows[0][0], [columns]
+    is_later = False
+    if path.exists():
+        with path.open(newline="") as file:
+            lines = list(csv.reader(file))[1:]
+        kept += [line for line in lines if int(line[0]) < step]
+        is_later = len(kept) == len(lines) + 1
+    with path.open("a" if is_later else "w", newline="") as file:
+        csv.writer(file).writerows(rows if is_later else [*kept, *rows])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -36,6 +37,13 @@ SUMMARIES = (
 PATIENCE = 3  # failures one after the other, after which W&B is left alone
 LOGIN_SECONDS = 60  # in a terminal W&B asks for an account where it knows none
 FINISH_SECONDS = 600  # what is not uploaded by then stays in the run folder, for `wandb sync`
+
+
+def close_loggers(trainer: Trainer) -> None:
+    """End the run of W&B, if there is one: the next training of the same process would go on in it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbRun):
+            logger.close()
 
 
 class WandbRun(Logger):
@@ -170,10 +178,16 @@ class WandbRun(Logger):
             self._attempt(self._send_weights)
 
     def finalize(self, status: str) -> None:
-        # The run is left open: closing it waits for its upload, and the report of the training must not. W&B closes it
-        # when the process ends.
+        # The run is left open: closing it waits for its upload, and the report of the training must not. Whatever
+        # `close_loggers` does not close, W&B does when the process ends.
         if self._logger is not None:
             self._attempt(self._send_weights)
+
+    def close(self) -> None:
+        """End the run, once everything is uploaded; a later training of the process has one of its own."""
+        if self._logger is not None:
+            self._attempt(lambda logger: logger.experiment.finish())
+            self._given_up = True
 
     def _attempt(self, action: Callable[[WandbLogger], Result]) -> Result | None:
         """Do something with W&B, which may fail; nothing where it has failed too often, and on other ranks."""

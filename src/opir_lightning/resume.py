@@ -1,0 +1,76 @@
+"""How far the training of a run folder has come: ``resume=auto`` goes on from there, or does nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opir_lightning.errors import UserError
+
+# Where a run is kept and shown, not what it computes.
+BESIDE = ("run_dir", "resume", "logger", "tags", "group")
+
+
+class Progress(NamedTuple):
+    """What a run folder holds.
+
+    Attributes:
+        finished: its results are there.
+        checkpoint: to go on from; None where there is none.
+    """
+
+    finished: bool
+    checkpoint: str | None
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that two trainings share where they compute the same, in whichever folder.
+
+    Args:
+        settings: the configuration as plain containers, resolved or not.
+    """
+    text = json.dumps({key: value for key, value in settings.items() if key not in BESIDE}, sort_keys=True)
+    folder = str(settings.get("run_dir", ""))
+    if folder not in ("", "."):
+        text = text.replace(json.dumps(folder)[1:-1], "")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find_progress(settings: Mapping[str, Any]) -> Progress:
+    """How far a training with these settings has come in their run folder.
+
+    Args:
+        settings: resolved, as plain containers.
+
+    Raises:
+        UserError: the folder holds a training with other settings, or a checkpoint that cannot be read.
+    """
+    import torch
+
+    folder = Path(settings["run_dir"])
+    results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    if results.is_file():
+        if json.loads(results.read_text()).get("meta", {}).get("settings") != fingerprint(settings):
+            raise UserError(_other_settings(folder, "results"))
+        return Progress(True, None)
+    if not checkpoint.is_file():
+        return Progress(False, None)
+    try:
+        trained = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["config"]
+    except Exception as error:
+        raise UserError(
+            f"The checkpoint '{checkpoint}' cannot be read ({type(error).__name__}: {error}); delete it to start anew."
+        ) from error
+    if fingerprint(trained) != fingerprint(settings):
+        raise UserError(_other_settings(folder, "a checkpoint"))
+    return Progress(False, str(checkpoint))
+
+
+def _other_settings(folder: Path, what: str) -> str:
+    return (
+        f"'{folder}' holds {what} of a training with other settings; move it away, or choose another folder with "
+        "hydra.run.dir (of a sweep: hydra.sweep.dir)."
+    )

@@ -1,0 +1,252 @@
+"""Search settings with Optuna: ``python -m opir_lightning.search [experiment=NAME] [search=NAME] [key=value ...]``.
+
+Every trial is a training run in a folder of its own below ``trials/``. What was tried is kept in a journal beside it:
+the same command goes on where the last one stopped, and several of them at once share the work.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shlex
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.errors import UserError
+from opir_lightning.threads import limit_spinning
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+LOCK = "running.lock"
+INSTEAD_OF = "instead_of"  # attribute of a trial: the number of the one that was cut off
+
+register_schemas()
+limit_spinning()
+
+
+def search(config: DictConfig) -> optuna.Study:
+    """Run trials until there are as many as wanted; write table, plots and the best settings after each.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: Optuna is missing, or the search space names what is no setting or no range.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("A search needs Optuna: pip install 'opir-lightning[search]'.") from error
+    from hydra.utils import instantiate
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    plain = check_keys(config)
+    settings, folder = plain["search"], Path(plain["run_dir"])
+    _check_space(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = str(folder / "journal.log")
+    storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=plain["name"],
+        direction="maximize",
+        load_if_exists=True,
+        pruner=instantiate(settings["pruner"]),
+    )
+    # With the seed of its beginning a search that goes on would draw what it has drawn already.
+    study.sampler = instantiate(settings["sampler"], seed=plain["seed"] + len(study.trials))
+    _requeue_cut_off(study, folder)
+    log.info("%d trials are done, %d are wanted. Journal: %s", len(_done(study)), settings["trials"], journal)
+    study.optimize(
+        lambda trial: _run_trial(trial, config),
+        timeout=settings["timeout"],
+        n_trials=max(settings["trials"] - len(_done(study)), 0),
+        callbacks=[
+            lambda study, trial: _say(study, trial, settings["trials"]),
+            lambda study, _: _write(study, folder),
+            lambda study, _: study.stop() if len(_done(study)) >= settings["trials"] else None,
+        ],
+        catch=(Exception,),  # it is in the journal and in the log, and the next trial begins
+    )
+    _write(study, folder)
+    return study
+
+
+def _run_trial(trial: optuna.Trial, config: DictConfig) -> float:
+    """Train with what the trial suggests; its value is the metric at the last validation."""
+    folder = _folder(Path(str(config.run_dir)), trial.number)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):  # goes with this process, however that ends
+        from opir_lightning.provenance import provenance
+        from opir_lightning.report import report_run
+        from opir_lightning.train import assemble
+        from opir_lightning.training.callbacks import close_loggers
+        from opir_lightning.training.pruning import PruneTrial
+
+        own = config.copy()
+        for path, values in own.search.space.items():
+            OmegaConf.update(own, str(path), _suggest(trial, str(path), values), force_add=True)
+        own.run_dir = str(folder)
+        plain = check_keys(own)
+        (folder / "config").mkdir(exist_ok=True)
+        OmegaConf.save(OmegaConf.create(plain), folder / "config" / "config.yaml")
+        metric, started = plain["search"]["metric"], provenance()
+        module, data, trainer, _ = assemble(plain, callbacks=[PruneTrial(trial, metric)])
+        try:
+            trainer.fit(module, data, weights_only=True)
+        except (KeyboardInterrupt, SystemExit):
+            _enqueue_again(trial.study, trial)
+            raise
+        finally:
+            close_loggers(trainer)
+        value = float(trainer.callback_metrics[metric])
+        report_run(module.net, data, plain, folder, steps=trainer.global_step, started=started)
+        return value
+
+
+def _suggest(trial: optuna.Trial, path: str, values: Any) -> Any:
+    if "choices" in values:
+        choices = OmegaConf.to_container(values.choices)
+        assert isinstance(choices, list)
+        if all(isinstance(choice, bool | int | float | str | None) for choice in choices):
+            return trial.suggest_categorical(path, choices)
+        # A setting may be a list; Optuna's choices are numbers and words.
+        return json.loads(trial.suggest_categorical(path, [json.dumps(choice) for choice in choices]))
+    logarithmic = bool(values.get("log", False))
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return trial.suggest_int(path, values.low, values.high, log=logarithmic)
+    return trial.suggest_float(path, float(values.low), float(values.high), log=logarithmic)
+
+
+def _check_space(config: DictConfig) -> None:
+    """``UserError`` unless every path is a setting of the run and its values say what to draw from."""
+    for path, values in config.search.space.items():
+        is_range = OmegaConf.is_dict(values) and {"low", "high"} <= set(values) <= {"low", "high", "log"}
+        has_choices = OmegaConf.is_dict(values) and set(values) == {"choices"} and len(values.choices) > 0
+        if not is_range and not has_choices:
+            raise UserError(
+                f"search.space has '{path}: {values}'; needed is {{choices: [...]}} or {{low: A, high: B, log: true}}."
+            )
+        if is_range and not values.low < values.high:
+            raise UserError(f"search.space has '{path}' from {values.low} to {values.high}; the first must be less.")
+        if str(path).split(".")[0] not in config:
+            raise UserError(f"search.space names '{path}', which is no setting of this run.")
+        tried = config.copy()
+        OmegaConf.update(tried, str(path), values.low if is_range else values.choices[0], force_add=True)
+        check_keys(tried)
+
+
+def _requeue_cut_off(study: optuna.Study, folder: Path) -> None:
+    """Trials that count as running and whose process is gone: ended as failed, their settings tried anew."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        own = _folder(folder, trial.number)
+        own.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout), FileLock(own / LOCK, timeout=0):  # held: another process is at it
+            study.tell(trial.number, state=TrialState.FAIL)
+            _enqueue_again(study, trial)
+
+
+def _enqueue_again(study: optuna.Study, trial: optuna.Trial | optuna.trial.FrozenTrial) -> None:
+    study.enqueue_trial(trial.params, user_attrs={INSTEAD_OF: trial.number})
+    log.info("Trial %d was cut off; its settings are tried anew.", trial.number)
+
+
+def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that have ended by themselves: complete, pruned, or failed with an error of their own."""
+    trials = study.get_trials(deepcopy=False)
+    replaced = {trial.user_attrs.get(INSTEAD_OF) for trial in trials}
+    return [trial for trial in trials if trial.state.is_finished() and trial.number not in replaced]
+
+
+def _say(study: optuna.Study, trial: optuna.trial.FrozenTrial, wanted: int) -> None:
+    best = f"; best so far {study.best_value:.3f}, trial {study.best_trial.number}" if _complete(study) else ""
+    value = "" if trial.value is None else f" {trial.value:.3f}"
+    log.info(
+        "Trial %d %s%s (%d of %d)%s.", trial.number, trial.state.name.lower(), value, len(_done(study)), wanted, best
+    )
+
+
+def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _write(study: optuna.Study, folder: Path) -> None:
+    """What has been tried as a table, and once there is something to see, plots and the best settings."""
+    trials = study.get_trials(deepcopy=False)
+    names = sorted({name for trial in trials for name in trial.params})
+    with (folder / "trials.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["trial", "state", "value", "seconds", *names])
+        for trial in trials:
+            seconds = "" if trial.duration is None else round(trial.duration.total_seconds(), 1)
+            row = [trial.number, trial.state.name.lower(), trial.value, seconds]
+            table.writerow([*row, *(trial.params.get(name, "") for name in names)])
+    if _complete(study):
+        overrides = [f"++{name}={value}" for name, value in study.best_params.items()]
+        (folder / "best.txt").write_text(shlex.join(overrides) + "\n")
+        _plot(study, folder / "plots")
+
+
+def _plot(study: optuna.Study, folder: Path) -> None:
+    """Optuna's own plots as PNG files; without matplotlib there are none, and that is said once."""
+    try:
+        import matplotlib
+    except ImportError:
+        log.warning("No plots: they need matplotlib (pip install 'opir-lightning[search]').")
+        return
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.visualization import matplotlib as drawn
+
+    folder.mkdir(exist_ok=True)
+    plots: dict[str, Callable[[], Any]] = {
+        "history": lambda: drawn.plot_optimization_history(study),
+        "validations": lambda: drawn.plot_intermediate_values(study),
+        "slices": lambda: drawn.plot_slice(study),
+    }
+    if len(_complete(study)) > 3:
+        plots["importances"] = lambda: drawn.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all of them are marked as experimental
+        for name, plot in plots.items():
+            axes = plot()
+            figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
+            figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+
+
+def _folder(run_dir: Path, number: int) -> Path:
+    return run_dir / "trials" / f"{number:04d}"
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="search")
+@explain_user_errors
+def main(config: DictConfig) -> None:
+    """Entry point of the console script and of ``python -m``."""
+    study = search(config)
+    if not _complete(study):
+        raise UserError(f"None of {len(study.trials)} trials was finished; the log above says why.")
+    best = Path(str(config.run_dir), "best.txt").read_text().strip()
+    log.info("Best: %.3f with %s", study.best_value, best)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A search: what it tries, what it leaves behind, how it goes on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from opir_lightning.config import config_dir, register_schemas
+from opir_lightning.errors import UserError
+from opir_lightning.search import INSTEAD_OF, search
+
+optuna = pytest.importorskip("optuna", reason="the package 'optuna' is not installed")
+register_schemas()
+SMALL = [
+    "experiment=noise",
+    "trainer=cpu",
+    "trainer.max_steps=4",
+    "trainer.enable_progress_bar=false",
+    "callbacks.progress=null",
+    "callbacks.panels=null",
+    "callbacks.best=null",
+    "data.crop=32",
+    "data.batch_size=2",
+    "data.workers=0",
+    "data.epoch_samples=4",
+    "data.val_pictures=1",
+    "data.val_centre=64",
+    "model.width=8",
+    "model.encoder_blocks=[1]",
+    "model.decoder_blocks=[1]",
+    "model.middle_blocks=1",
+    "model.features=8",
+    "model.code_crop=32",
+]
+
+
+def configuration(run_dir: Path, space: dict, *overrides: str):
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        config = compose("search", [*SMALL, f"run_dir={run_dir}", *overrides])
+    OmegaConf.update(config, "search.space", OmegaConf.create(space), merge=False)
+    return config
+
+
+def trials_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_search_goes_on_where_it_was_cut_off_and_past_a_trial_that_fails(tmp_path):
+    space = {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "model.kernel_size": {"choices": [3, 4]}}
+    config = configuration(tmp_path, space, "search.trials=0")
+    study = search(config)
+    # A process that was killed leaves a trial that counts as running.
+    study.enqueue_trial({"optimizer.lr": 2e-3, "model.kernel_size": 3})
+    cut_off = study.ask()
+    cut_off.suggest_float("optimizer.lr", 1e-4, 1e-2, log=True)
+    cut_off.suggest_categorical("model.kernel_size", [3, 4])
+    study.enqueue_trial({"optimizer.lr": 1e-3, "model.kernel_size": 4})  # an even operator: cannot be built
+
+    config.search.trials = 2
+    study = search(config)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "COMPLETE"]
+    again = study.trials[2]
+    assert again.user_attrs[INSTEAD_OF] == 0
+    assert again.params == {"optimizer.lr": 2e-3, "model.kernel_size": 3}
+    assert [trial["state"] for trial in trials_of(tmp_path)] == ["fail", "fail", "complete"]
+    own = tmp_path / "trials" / f"{again.number:04d}"
+    assert OmegaConf.load(own / "config" / "config.yaml").optimizer.lr == 2e-3
+    assert (own / "model.safetensors").is_file()
+    assert (tmp_path / "plots" / "history.png").is_file()
+    assert "++optimizer.lr=" in (tmp_path / "best.txt").read_text()
+    assert len(search(config).trials) == 3  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"optimizer.lrr": {"low": 1e-4, "high": 1e-2}}, "Did you mean 'lr'"),
+        ({"nonsense": {"low": 1, "high": 2}}, "'nonsense', which is no setting"),
+        ({"optimizer.lr": {"low": 1e-2, "high": 1e-4}}, "the first must be less"),
+        ({"optimizer.lr": {"low": 1e-2}}, "needed is"),
+        ({"optimizer.lr": {"choices": []}}, "needed is"),
+        ({"optimizer.lr": 3}, "needed is"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_an_error_before_anything_runs(tmp_path, space, said):
+    with pytest.raises(UserError, match=said):
+        search(configuration(tmp_path / "run", space))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_lags_behind_is_pruned(tmp_path):
+    """Threshold: whatever scores less than 100 dB at its second validation."""
+    pruner = "search.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 100, n_warmup_steps: 1}"
+    space = {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}
+    study = search(configuration(tmp_path, space, "search.trials=1", "~search.pruner", f"+{pruner}"))
+    (trial,) = study.trials
+    assert trial.state.name == "PRUNED"
+    assert sorted(trial.intermediate_values) == [0, 1]
+    assert not (tmp_path / "best.txt").exists()
