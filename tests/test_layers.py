@@ -31,6 +31,8 @@ MAY_KNOW = {
     "metrics": BASE,
     "complexity": {"ops", *BASE},
     "pictures": BASE,
+    "calibration": set(),
+    "charts": {"calibration", "pictures", *BASE},
     "provenance": {"__init__"},
     "hub": BASE,
     "model_card": set(),
@@ -38,7 +40,7 @@ MAY_KNOW = {
     "tiling": set(),
     "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
-    "training": {"models", "losses", "metrics", "pictures", *BASE},
+    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }
 
 

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,31 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="check_data_schema", node=CheckDataConfig)
     store.store(name="search_schema", node=SearchConfig)
+    OmegaConf.register_new_resolver("setting", setting, replace=True)
+
+
+# Overrides that say where, how watched, or how often a training runs, not what is trained.
+_NOT_A_SETTING = re.compile(
+    r"(experiment|seed|threads|compile|run_dir|resume|name|group|tags|trainer|data\.(root|workers|packs|degrade_on)"
+    r"|trainer\.(accelerator|devices|log_every_n_steps|enable_\w+)|(logger|hydra|callbacks\.(?!ema)).*)"
+)
+_LONGEST_NAME = 120  # W&B takes 128 characters
+
+
+def setting(name: str) -> str:
+    """What the repetitions of a run have in common: its group and the overrides that change what is trained.
+
+    The command line's ``experiment=five_task seed=3 model.kernel_size=5`` is ``five_task model.kernel_size=5``. What is
+    too long for a name ends in a checksum.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [text for text in overrides if not _NOT_A_SETTING.fullmatch(text.split("=")[0].lstrip("+~"))]
+    whole = " ".join([name, *sorted(kept)])
+    if len(whole) <= _LONGEST_NAME:
+        return whole
+    return f"{whole[: _LONGEST_NAME - 9]}~{zlib.crc32(whole.encode()):08x}"
 
 
 def check_keys(config: DictConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,21 +25,26 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _commit() -> str:
-    """Short hash of the checkout the package runs from, with "+" where files were changed; "" outside a checkout."""
+def git_state() -> dict[str, Any]:
+    """The checkout the package runs from: ``commit``, in full, ``branch``, ``dirty``; empty outside a checkout."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
-        return ""
+        return {}
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        commit, branch, changed = (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (
+                ("rev-parse", "HEAD"),
+                ("rev-parse", "--abbrev-ref", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no"),
+            )
+        )
     except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + ("+" if changed.strip() else "")
+        return {}
+    return {"commit": commit, "branch": branch, "dirty": bool(changed)}
+
+
+def _commit() -> str:
+    """Short hash of the checkout, with "+" where files were changed; "" outside a checkout."""
+    state = git_state()
+    return state["commit"][:7] + ("+" if state["dirty"] else "") if state else ""

@@ -59,12 +59,12 @@ def train(config: DictConfig) -> Path:
         refuse_processes(trainer)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        if trainer.interrupted:
+            raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
+        if trainer.is_global_zero:
+            report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
     finally:
-        close_loggers(trainer)
-    if trainer.interrupted:
-        raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
-    if trainer.is_global_zero:
-        report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
+        close_loggers(trainer)  # last: it may wait for an upload
     return run_dir
 
 
@@ -82,6 +82,7 @@ def assemble(
     from lightning import seed_everything
 
     from opir_lightning.checkpoints import start_from
+    from opir_lightning.provenance import git_state, provenance
     from opir_lightning.training import RestorationModule
     from opir_lightning.training.callbacks import CompiledPredictor
 
@@ -121,7 +122,7 @@ def assemble(
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:
-        logger.log_hyperparams(plain)
+        logger.log_hyperparams({**plain, "provenance": provenance(), "git": git_state()})
     return module, data, trainer, Path(plain["run_dir"])
 
 

@@ -253,18 +253,3 @@ def test_task_parameters_biases_and_norms_are_not_decayed(tmp_path):
     assert quick == {n for n in names.values() if n.startswith("task_parameters")}
     assert "stages.0.projection.weight" in {names[id(p)] for p in decayed["params"]}
     assert len(kept) + len(decayed["params"]) == len(names)
-
-
-@pytest.mark.slow
-def test_weights_and_biases_gets_configuration_scores_and_panels_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    fit(tmp_path, "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=2", "data.epoch_samples=4")
-    import wandb
-
-    wandb.finish()
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (log,) = run.glob("*.wandb")
-    content = log.read_bytes()
-    for said in (b"val/noise/psnr", b"train/refined/rmse", b"epoch_samples", b"val/panel"):
-        assert said in content
-    assert list(run.glob("files/media/images/**/*.png"))

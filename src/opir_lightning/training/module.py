@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -16,10 +16,27 @@ from torchmetrics import MeanMetric
 from opir_lightning.losses import RestorationLoss
 from opir_lightning.metrics import published_crop, score
 from opir_lightning.models import OPIR
-from opir_lightning.types import Batch
+from opir_lightning.types import Batch, Code, Restoration
 
 TIME_GRACE = 0.1
 STAGES = ("input", "coarse", "refined")
+
+
+class Validated(NamedTuple):
+    """What the validation of one batch found, for the callbacks: nothing has to be computed twice.
+
+    Attributes:
+        degraded, clean: ``(B, 3, H, W)``, cropped as the profile ``published`` demands.
+        code: that ``degraded`` was restored with.
+        restored: both stages and the map.
+        psnr: ``(3, B)`` in dB, of the input, stage 1 and stage 2.
+    """
+
+    degraded: Tensor
+    clean: Tensor
+    code: Code
+    restored: Restoration
+    psnr: Tensor
 
 
 class RestorationModule(LightningModule):
@@ -54,6 +71,7 @@ class RestorationModule(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.task_code, self.task_lr_factor, self.config = task_code, task_lr_factor, config
         self.val_sets = list(val_sets)
+        self._pictures: list[tuple[Tensor, Tensor]] = []  # of the validation under way: task and PSNR of every picture
         self.val_scores = nn.ModuleDict(
             {f"{stage}/{number}": MeanMetric() for stage in STAGES for number in range(len(self.val_sets))}
         )
@@ -82,11 +100,22 @@ class RestorationModule(LightningModule):
         means = self.trainer.strategy.reduce(together, reduce_op="mean")
         return dict(zip(values, means.unbind(), strict=True))
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_epoch_start(self) -> None:
+        self._pictures = []
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Validated:
         degraded, clean = published_crop(batch.degraded), published_crop(batch.clean)
-        restored = self.net(degraded, task=batch.task if self.task_code == "label" else None)
+        code = self.net.estimate_code(degraded, batch.task if self.task_code == "label" else None)
+        restored = self.net(degraded, code)
+        stages = []
         for stage, picture in (("input", degraded), ("coarse", restored.coarse), ("refined", restored.refined)):
-            self._meter(stage, dataloader_idx).update(score(picture, clean, profile="published")["psnr"])
+            stages.append(score(picture, clean, profile="published")["psnr"])
+            self._meter(stage, dataloader_idx).update(stages[-1])
+        psnr = torch.stack(stages)
+        self._pictures.append((batch.task, psnr))
+        return Validated(degraded, clean, code, restored, psnr)
 
     def on_validation_epoch_end(self) -> None:
         means: dict[str, list[Tensor]] = {}
@@ -103,6 +132,22 @@ class RestorationModule(LightningModule):
         self.log("val/psnr", finite["refined"].mean(), prog_bar=True, sync_dist=True)
         self.log("val/psnr_coarse", finite["coarse"].mean(), sync_dist=True)
         self.log("val/psnr_input", finite["input"].mean(), sync_dist=True)
+        self._log_tasks()
+
+    def _log_tasks(self) -> None:
+        """PSNR, and gain over the input, by task: the mean over the pictures of all sets of a task."""
+        if not self._pictures:
+            return
+        tasks = torch.cat([task for task, _ in self._pictures]).tolist()
+        scores = torch.cat([psnr for _, psnr in self._pictures], 1).cpu()
+        self._pictures = []
+        for number, name in enumerate(self.net.tasks):
+            found = scores[:, [index for index, task in enumerate(tasks) if task == number]]
+            if found.shape[1]:
+                self.log(f"val_task/{name}/psnr", found[2].mean(), sync_dist=True)
+            found = found[:, torch.isfinite(found[0])]
+            if found.shape[1]:
+                self.log(f"val_task/{name}/gain", (found[2] - found[0]).mean(), sync_dist=True)
 
     def _meter(self, stage: str, number: int) -> MeanMetric:
         meter = self.val_scores[f"{stage}/{number}"]
