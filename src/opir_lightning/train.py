@@ -14,7 +14,7 @@ from opir_lightning.config import check_keys, config_dir, explain_user_errors, r
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.presets import suggest_layout
 from opir_lightning.resume import find_progress
-from opir_lightning.sweep import in_sweep, refuse_processes, run_as_job
+from opir_lightning.sweep import in_sweep, keep_settings, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def train(config: DictConfig) -> Path:
         UserError: something in the configuration or the data has to be mended.
     """
     plain = check_keys(config)
+    if in_sweep():
+        keep_settings(plain)
     resume = plain["resume"]
     if resume == "auto":
         finished, resume = find_progress(plain)
@@ -51,7 +53,7 @@ def train(config: DictConfig) -> Path:
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
-    from opir_lightning.training.callbacks import close_loggers
+    from opir_lightning.training.loggers import close_loggers
 
     started = provenance()  # the code that trains, whatever is checked out at the end
     module, data, trainer, run_dir = assemble(plain)
@@ -59,12 +61,12 @@ def train(config: DictConfig) -> Path:
         refuse_processes(trainer)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        if trainer.interrupted:
+            raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
+        if trainer.is_global_zero:
+            report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
     finally:
         close_loggers(trainer)
-    if trainer.interrupted:
-        raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
-    if trainer.is_global_zero:
-        report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
     return run_dir
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
@@ -51,12 +50,6 @@ class ExponentialMovingAverage(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.after and (step_idx + 1) % self.every == 0
-
-
-def close_loggers(trainer: Trainer) -> None:
-    """End the run of W&B, if there is one: the next training of the same process would go on in it."""
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        wandb.finish()
 
 
 def _warming_up(decay: float, every: int) -> Callable[[Any, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""The CSV log of a run, through its resumes."""
+"""The CSV log of a run, through its resumes; the end of a W&B run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
@@ -48,3 +49,11 @@ class CSVLog(CSVLogger):
             writer.writeheader()
             writer.writerows(rows)
         self.experiment.metrics_keys = list(self.earlier[0])
+
+
+def close_loggers(trainer: Trainer) -> None:
+    """End the run of W&B, if there is one: the next training of the same process would go on in it."""
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        import wandb
+
+        wandb.finish()
