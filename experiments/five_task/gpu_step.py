@@ -2,8 +2,8 @@
 
 python experiments/five_task/gpu_step.py CASE... [key=value ...] [--compile CASE...] [--loader WORKERS]
 
-A case is VARIANT:BATCH. A step of the recipe (forward under bfloat16, losses, backward, clipping, AdamW) is taken on one
-batch of crops, again and again. The peak is that of a product of two 8192x8192 matrices in bfloat16, measured in the
+A case is VARIANT:BATCH. A step of the recipe (forward under bfloat16, losses, backward, clipping, AdamW) is taken on
+one batch of crops, again and again. The peak is that of a product of two 8192x8192 matrices in bfloat16, measured in the
 same run; the operations of a step are three times those of a restoration. Host time is what issuing a step takes: where
 it is as long as the step, a faster device would change nothing.
 """

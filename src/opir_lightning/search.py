@@ -93,6 +93,7 @@ def _run_trial(trial: optuna.Trial, config: DictConfig) -> float:
         from opir_lightning.provenance import provenance
         from opir_lightning.report import report_run
         from opir_lightning.train import assemble
+        from opir_lightning.training.callbacks import close_loggers
         from opir_lightning.training.pruning import PruneTrial
 
         own = config.copy()
@@ -109,6 +110,8 @@ def _run_trial(trial: optuna.Trial, config: DictConfig) -> float:
         except (KeyboardInterrupt, SystemExit):
             _enqueue_again(trial.study, trial)
             raise
+        finally:
+            close_loggers(trainer)
         value = float(trainer.callback_metrics[metric])
         report_run(module.net, data, plain, folder, steps=trainer.global_step, started=started)
         return value
