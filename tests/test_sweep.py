@@ -109,6 +109,7 @@ def test_a_job_that_fails_is_reported_and_does_not_take_the_rest_along(sweep):
     assert "Traceback" in note.read_text()
     # What another process is at is left to it. The failure of another command is not this one's.
     (done,) = runs("outputs/ablation/uncertainty").values()
+    assert "name: uncertainty-off\n" in (done / "config" / "config.yaml").read_text()  # and no reference to it
     with FileLock(done / "running.lock"):
         status, said, _ = sweep("experiment=ablation/uncertainty", "model.uncertainty=off", "trainer.max_steps=1")
     assert status == 1

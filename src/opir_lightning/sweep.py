@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opir_lightning.config import register_resolvers, user_error
 from opir_lightning.errors import UserError
+from opir_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -73,6 +74,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def keep_settings(plain: Mapping[str, Any]) -> None:
+    """Write the resolved settings over those that Hydra keeps of a job: which variant it is has to be read off them."""
+    hydra = HydraConfig.get()
+    if hydra.output_subdir is not None:
+        folder = Path(hydra.runtime.output_dir) / hydra.output_subdir
+        write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(plain))).encode())
 
 
 def refuse_processes(trainer: Trainer) -> None:

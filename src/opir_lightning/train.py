@@ -14,7 +14,7 @@ from opir_lightning.config import check_keys, config_dir, explain_user_errors, r
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.presets import suggest_layout
 from opir_lightning.resume import find_progress
-from opir_lightning.sweep import in_sweep, refuse_processes, run_as_job
+from opir_lightning.sweep import in_sweep, keep_settings, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def train(config: DictConfig) -> Path:
         UserError: something in the configuration or the data has to be mended.
     """
     plain = check_keys(config)
+    if in_sweep():
+        keep_settings(plain)
     resume = plain["resume"]
     if resume == "auto":
         finished, resume = find_progress(plain)
