@@ -12,7 +12,7 @@ import pytest
 import opir_lightning
 
 PACKAGE = Path(opir_lightning.__file__).parent
-COMMANDS = {"train", "evaluate", "restore", "export", "count", "check_data", "page"}
+COMMANDS = {"train", "evaluate", "restore", "export", "count", "check_data", "page", "compare"}
 ENTRY = {*COMMANDS, "report", "benchmark", "config", "presets"}
 # Each room and what of the package it may know besides itself. What is not listed may be known by nobody below ENTRY.
 BASE = {"types", "errors"}
@@ -38,6 +38,10 @@ MAY_KNOW = {
     "tiling": set(),
     "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
+    "comparison": {
+        *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
+        *BASE,
+    },
     "training": {"models", "losses", "metrics", "pictures", *BASE},
 }
 
