@@ -179,18 +179,18 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def differences(groups: Sequence[Group], reference: Group, keys: Sequence[SetKey], profile: str) -> list[Difference]:
     """All groups against the reference, on every set and score for which there are pictures in common."""
+    from tqdm import tqdm
+
     rows = []
-    for group in groups:
-        if group is reference:
-            continue
-        for key in keys:
-            for metric in METRICS:
-                by_name, unpaired = paired(group, reference, key, profile, metric.key)
-                if not by_name:
-                    continue
-                values = list(by_name.values())
-                low, high = bootstrap_interval(values) if len(values) > 1 else (None, None)
-                better = sum(v > 0 for v in values) / len(values)
-                mean = sum(values) / len(values)
-                rows.append(Difference(group, key, metric, len(values), mean, low, high, better, unpaired))
+    pairs = [(group, key) for group in groups if group is not reference for key in keys]
+    for group, key in tqdm(pairs, desc="resampling", unit="set", disable=None):
+        for metric in METRICS:
+            by_name, unpaired = paired(group, reference, key, profile, metric.key)
+            if not by_name:
+                continue
+            values = list(by_name.values())
+            low, high = bootstrap_interval(values) if len(values) > 1 else (None, None)
+            better = sum(v > 0 for v in values) / len(values)
+            mean = sum(values) / len(values)
+            rows.append(Difference(group, key, metric, len(values), mean, low, high, better, unpaired))
     return rows
