@@ -13,7 +13,7 @@ from PIL import Image
 
 from opir_lightning.comparison.groups import Group
 from opir_lightning.comparison.runs import Run
-from opir_lightning.comparison.scores import SetKey
+from opir_lightning.comparison.scores import SetKey, is_number
 from opir_lightning.comparison.statistics import paired
 from opir_lightning.errors import UserError
 
@@ -148,17 +148,13 @@ def evaluation_set(run: Run, key: SetKey, tasks: Sequence[str]) -> EvaluationSet
 
     if key.origin == "while training":
         raise UserError("Of a validation while training there are no scores of pictures.")
-    root, most, severity = _path(run, run.config.get("data", {}).get("root")), None, None
+    data = _table(run.config.get("data"))
+    root, most = _path(run, data.get("root")), data.get("val_pictures")
     if key.origin == "validation":
-        data = run.config["data"]
-        node, severity, most = (
-            data.get("val", {}).get(key.name),
-            data.get("val_severity", VAL_SEVERITY),
-            data.get("val_pictures"),
-        )
+        node, severity = _table(data.get("val")).get(key.name), data.get("val_severity", VAL_SEVERITY)
     else:
-        benchmark = run.config["benchmark"]
-        node = benchmark.get("sets" if root is not None else "embedded", {}).get(key.name)
+        benchmark = _table(run.config.get("benchmark"))
+        node = _table(benchmark.get("embedded" if root is None else "sets")).get(key.name)
         severity = benchmark.get("severity")
     if not isinstance(node, Mapping):
         raise UserError(f"The configuration of '{run.path}' does not know the set '{key.name}'.")
@@ -168,8 +164,15 @@ def evaluation_set(run: Run, key: SetKey, tasks: Sequence[str]) -> EvaluationSet
         items = source.items(None, embedded="heldout")  # as a training validates where the root has no such pictures
     if not items:
         raise UserError(f"The pictures of the set '{key.name}' are not there any more ({root}).")
-    pair = (float(severity[0]), float(severity[1])) if isinstance(severity, list | tuple) else None
-    return EvaluationSet(key.name, source, items[:most], tasks=tasks, store=ImageStore(), severity=pair)
+    items = items[:most] if isinstance(most, int) else items
+    ends = [float(end) for end in severity if is_number(end)] if isinstance(severity, list | tuple) else []
+    pair = (ends[0], ends[1]) if len(ends) == 2 else None
+    return EvaluationSet(key.name, source, items, tasks=tasks, store=ImageStore(), severity=pair)
+
+
+def _table(node: Any) -> Mapping[str, Any]:
+    """A part of a configuration; an empty one where the file has something else there."""
+    return node if isinstance(node, Mapping) else {}
 
 
 def _path(run: Run, root: Any) -> Path | None:
@@ -190,8 +193,9 @@ def _build(node: Any) -> Any:
     target = node.get("_target_")
     if target not in known:
         raise UserError(f"Its pictures come from '{target}', which is no source or degradation of this program.")
+    arguments = {str(key): _build(value) for key, value in node.items() if key != "_target_"}
     try:
-        return known[target](**{key: _build(value) for key, value in node.items() if key != "_target_"})
+        return known[target](**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"'{target}' cannot be built from the run's settings ({error}).") from error
 

@@ -170,7 +170,9 @@ def read_run(folder: Path) -> Run:
 
 
 def _unfinished(folder: Path, config: Mapping[str, Any]) -> str:
-    steps = [int(row["step"]) + 1 for row in read_rows(folder / "log" / "metrics.csv") if is_number(row.get("step"))]
+    steps = [
+        int(float(row["step"])) + 1 for row in read_rows(folder / "log" / "metrics.csv") if is_number(row.get("step"))
+    ]
     trainer = config.get("trainer")
     whole = trainer.get("max_steps") if isinstance(trainer, Mapping) else None
     done = f"; step {max(steps)}{f' of {whole}' if whole else ''} is the last in its log" if steps else ""
