@@ -66,7 +66,7 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
     """Read, compare and write.
 
     Raises:
-        UserError: no run is finished, or the reference is none of the groups.
+        UserError: no run is finished, none has scores of the profile, or the reference is none of the groups.
     """
     runs, left_out = read_runs(folders)
     if not runs:
@@ -76,6 +76,9 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
     left_out += repeated
     reference = find_reference(groups, options.against)
     keys = compared_sets(groups)
+    scores = tables.score_tables(groups, keys, options.profile)
+    if not scores:
+        raise UserError(f"The runs have no scores of the profile '{options.profile}'.")
     costs = costs_.measure(groups, tables.COST_SIDE, latency=options.latency)
     found = differences(groups, reference, keys, options.profile)
     warnings = [
@@ -88,9 +91,6 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
         ),
     ]
     shown, missing = pictures.show_all(groups, reference, keys, options.profile, options.pictures)
-    scores = tables.score_tables(groups, keys, options.profile)
-    if not scores:
-        raise UserError(f"The runs have no scores of the profile '{options.profile}'.")
     about = [
         table
         for table in (
@@ -100,7 +100,8 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
         if table is not None
     ]
     told = [d for d in found if not d.metric.key.endswith("_coarse")]
-    difference = tables.difference_table(told, reference)
+    paired = [table for table in (tables.difference_table(told, reference),) if table is not None]
+    written = [*about, *scores, *paired]
     drawn = _plots(groups, keys, options.profile, costs)
     page = write_page(
         _title(groups),
@@ -110,25 +111,14 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
         [
             Section("What is compared", about),
             Section("Scores", scores),
-            Section("Differences", [difference] if difference else []),
+            Section("Differences", paired),
             Section("Plots", plots=drawn),
             Section("Pictures that differ most", pictures=shown, notes=[f"Not shown: {line}" for line in missing]),
         ],
         _foot(groups),
     )
-    files = _write(
-        options, page, groups, reference, keys, [*about, *scores, *([difference] if difference else [])], found, drawn
-    )
-    return Comparison(
-        groups,
-        reference,
-        keys,
-        left_out,
-        [*about, *scores, *([difference] if difference else [])],
-        found,
-        warnings,
-        files,
-    )
+    files = _write(options, page, groups, reference, keys, written, found, drawn)
+    return Comparison(groups, reference, keys, left_out, written, found, warnings, files)
 
 
 def _write(
