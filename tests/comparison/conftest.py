@@ -45,6 +45,11 @@ def run(folder: Path, root: Path, *overrides: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def train_run():
+    return run
+
+
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory) -> Path:
     """The folder of the sweep; not to be changed."""

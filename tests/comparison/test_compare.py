@@ -17,12 +17,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from opir_lightning.checkpoints import load_model
 from opir_lightning.compare import main
 from opir_lightning.comparison.report import Options, compare
+from opir_lightning.comparison.runs import read_run
 from opir_lightning.complexity import count
+from opir_lightning.config import config_dir
+from opir_lightning.evaluate import evaluate
 
 NAMES = ["kernel_size=3", "kernel_size=5"]
 
@@ -226,14 +231,14 @@ def test_no_class_but_those_of_this_program_is_built_from_a_runs_settings(sweep,
     other = copied(sweep / "2", tmp_path / "other")
     change(other, model__width=16, data__val__noise__degradation=call, data__val__haze=call, model___target_="os.mkdir")
     (other / "model.safetensors").unlink()
-    done = compare([sweep / "0", other], Options(tmp_path / "out", pictures=9))
+    done = compare([sweep / "0", other], Options(tmp_path / "out", pictures=1))
     assert not trap.exists()
     assert "only opir_lightning.models.OPIR is built" in " ".join(done.warnings)
     shutil.copy(sweep / "2" / "model.safetensors", other)
-    compare([other, sweep / "0"], Options(tmp_path / "out", pictures=9))
+    compare([other, sweep / "0"], Options(tmp_path / "out", pictures=3))
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("is no source or degradation of this program") == 2
-    assert page.count("<h3>undamaged (validation)") == 3
+    assert page.count("<h3>undamaged (validation)") == 1
     assert not trap.exists()
 
 
@@ -259,6 +264,56 @@ def test_other_degraded_pictures_are_not_compared(sweep, tmp_path):
     done = compare([sweep / "0", other], Options(tmp_path / "out", pictures=0))
     assert {d.key.name for d in done.differences} == {"undamaged", "haze"}
     assert any("of the set noise (validation) are not the same in all runs" in warning for warning in done.warnings)
+
+
+def evaluated(weights: Path, folder: Path, root: Path, *overrides: str) -> Path:
+    """Score weights on a test set, with the configuration beside the results that the command leaves there."""
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        config = compose("evaluate", [f"checkpoint={weights}", f"data.root={root}", f"run_dir={folder}", *overrides])
+    (folder / "config").mkdir(parents=True)
+    OmegaConf.save(config, folder / "config" / "config.yaml")
+    evaluate(config)
+    return folder
+
+
+def test_an_evaluation_goes_with_the_training_of_its_weights(sweep, tmp_path):
+    root = tmp_path / "sets"
+    shutil.copytree(
+        Path(yaml.safe_load((sweep / "0/config/config.yaml").read_text())["data"]["root"]) / "BSD-val-rest",
+        root / "CBSD68",
+    )
+    only = "sets=[CBSD68-sigma25]"
+    tests = [evaluated(sweep / job / "model.safetensors", tmp_path / f"test{job}", root, only) for job in "012"]
+    told = evaluated(sweep / "0", tmp_path / "told", root, only, "task_code=label")
+    done = compare([sweep, *tests, told], Options(tmp_path / "out", pictures=4))
+    assert [(len(g.runs), g.seeds) for g in done.groups] == [(4, [0, 1]), (2, [0]), (1, [0])]
+    assert done.groups[2].settings["evaluated with task_code"] == "label"
+    table = next(table for table in done.tables if table.title == "PSNR in dB, stage 2, test sets")
+    values = [results(test)["CBSD68-sigma25"]["published"]["psnr"] for test in tests]
+    assert [row[2].number for row in table.rows[:2]] == pytest.approx([(values[0] + values[1]) / 2, values[2]])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<h3>CBSD68-sigma25 (test): " in page
+    assert "Not shown" not in page
+
+
+@pytest.mark.slow
+def test_a_real_offline_log_tells_what_the_run_folder_tells(sweep, train_run, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    root = yaml.safe_load((sweep / "0/config/config.yaml").read_text())["data"]["root"]
+    folder = train_run(tmp_path / "run", Path(root), "logger=wandb", "logger.wandb.offline=true", "model.kernel_size=3")
+    wandb.finish()
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    done = compare([offline, sweep / "1", sweep / "2"], Options(tmp_path / "out", pictures=0))
+    assert [(g.name, g.seeds) for g in done.groups] == [(NAMES[0], [0, 1]), (NAMES[1], [0])]
+    logged, same = done.groups[0].runs[0], read_run(sweep / "0")
+    assert logged.kind == "Weights & Biases"
+    assert [step for step, _ in logged.curve] == [step for step, _ in same.curve]
+    assert [psnr for _, psnr in logged.curve] == pytest.approx([psnr for _, psnr in same.curve], abs=1e-3)
+    for key in logged.sets:
+        ours, theirs = (run.sets[key].means["published"]["psnr"] for run in (logged, same))
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    both = compare([folder, offline], Options(tmp_path / "out", pictures=0))
+    assert "whose folder tells more" in both.left_out[0].reason
 
 
 def test_help_imports_nothing_heavy():
