@@ -28,6 +28,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
 }
 _LEGEND_WIDTH = 34  # characters of one entry
 
@@ -175,6 +176,8 @@ def pareto(
         prices = [price for _, price, _ in points]
         if max(prices) > 3 * min(prices) > 0:
             axes.set_xscale("log")
+        elif max(prices) < 1.05 * min(prices):  # as good as equal: an axis of their last digits would mislead
+            axes.set_xlim(0.8 * min(prices), 1.2 * max(prices))
         axes.set(xlabel=label, ylabel=f"{metric.title}\nmean of the damaged sets")
         axes.grid(alpha=0.3, which="both")
         _legend(figure, axes)
