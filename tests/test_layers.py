@@ -12,7 +12,7 @@ import pytest
 import opir_lightning
 
 PACKAGE = Path(opir_lightning.__file__).parent
-COMMANDS = {"train", "evaluate", "restore", "export", "count", "check_data", "page", "search"}
+COMMANDS = {"train", "evaluate", "restore", "export", "count", "check_data", "page", "search", "compare"}
 ENTRY = {*COMMANDS, "report", "benchmark", "config", "presets", "resume", "sweep"}
 # Each room and what of the package it may know besides itself. What is not listed may be known by nobody below ENTRY.
 BASE = {"types", "errors"}
@@ -40,6 +40,10 @@ MAY_KNOW = {
     "tiling": set(),
     "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
+    "comparison": {
+        *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
+        *BASE,
+    },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }
 

@@ -101,6 +101,7 @@ def _profile(degraded: Tensor, restored: Restoration, clean: Tensor, profile: Pr
         "psnr_coarse": float(first["psnr"]),
         "psnr": float(last["psnr"]),
         "ssim_input": float(before["ssim"]),
+        "ssim_coarse": float(first["ssim"]),
         "ssim": float(last["ssim"]),
     }
 

@@ -222,7 +222,7 @@ def _verify_packaged(path: Path) -> None:
 def _read(path: Path, *, tensors: bool) -> tuple[Header, dict[str, Tensor]]:
     _verify_packaged(path)
     header, values = _read_ckpt(path) if path.suffix == ".ckpt" else _read_safetensors(path, tensors=tensors)
-    _check_settings(path, header.settings)
+    check_settings(path, header.settings)
     return header, values
 
 
@@ -269,7 +269,7 @@ def _read_ckpt(path: Path) -> tuple[Header, dict[str, Tensor]]:
     return Header("lightning", checkpoint["model_settings"], metadata), weights
 
 
-def _check_settings(path: Path, settings: Any) -> None:
+def check_settings(path: Path, settings: Any) -> None:
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise UserError(f"The header of '{path}' is damaged: its settings are no table of names and values.")
     for name, value in settings.items():

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from opir_lightning.data.curriculum import Curriculum
-from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.data.evaluation import VAL_SEVERITY, EvaluationSet
 from opir_lightning.data.mixture import Mixture, SampleNumbers, samples_used
 from opir_lightning.data.samples import (
     CleanSample,
@@ -66,7 +66,7 @@ class RestorationData(LightningDataModule):
         train: Mapping[str, Source],
         val: Mapping[str, Source],
         root: str | None = None,
-        val_severity: tuple[float, float] = (0.3, 1.0),
+        val_severity: tuple[float, float] = VAL_SEVERITY,
         val_pictures: int | None = None,
         val_centre: int | None = None,
         crop: int = 64,

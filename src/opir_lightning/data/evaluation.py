@@ -13,6 +13,8 @@ from opir_lightning.data.samples import Sample
 from opir_lightning.data.sources import Item, Source, evaluation_pair
 from opir_lightning.data.store import ImageStore
 
+VAL_SEVERITY = (0.3, 1.0)  # of the validation while and after training
+
 
 class EvaluationSet(Dataset[Sample]):
     """Whole pictures with their degraded partners, always the same.
