@@ -17,8 +17,9 @@ Flat = dict[str, Any]
 
 # What does not change what is learnt or scored: where things go, how they are shown, how fast they come.
 _IGNORED = re.compile(
-    r"_wandb|run_dir|seed|data\.seed|resume|tags|threads|compile|device|tile|logger(\..*)?|hydra(\..*)?|checkpoint|data\.workers"
-    r"|data\.packs|data\.degrade_on|callbacks\.(panels|progress|best|last)\b.*"
+    r"_wandb|run_dir|seed|data\.seed|resume|tags|group|threads|compile|device|tile|checkpoint|data\.workers"
+    r"|(logger|hydra|search|provenance|git)(\..*)?"
+    r"|data\.packs|data\.degrade_on|callbacks\.(panels|operators|confusion|calibration|progress|best|last)\b.*"
     r"|trainer\.(enable_.*|log_every_n_steps|default_root_dir|logger|callbacks|accelerator)"
     r"|(.*\.)?_(target|convert|partial|recursive)_"
 )
