@@ -303,6 +303,7 @@ def test_a_real_offline_log_tells_what_the_run_folder_tells(sweep, train_run, tm
     folder = train_run(tmp_path / "run", Path(root), "logger=wandb", "logger.wandb.offline=true", "model.kernel_size=3")
     wandb.finish()
     (offline,) = (folder / "wandb").glob("offline-run-*")
+    wandb.teardown()  # its service writes the end of the log a little after the run has ended
     done = compare([offline, sweep / "1", sweep / "2"], Options(tmp_path / "out", pictures=0))
     assert [(g.name, g.seeds) for g in done.groups] == [(NAMES[0], [0, 1]), (NAMES[1], [0])]
     logged, same = done.groups[0].runs[0], read_run(sweep / "0")

@@ -243,7 +243,9 @@ def _read_offline(folder: Path) -> Run:
     rows = [row for row in log.history if "val/psnr" in row]
     last: dict[str, Any] = {}
     for row in (*rows, log.summary):
-        last |= {key: value for key, value in row.items() if str(key).startswith("val/")}
+        # A summary that is defined for a metric, such as its maximum, stands beside the last value.
+        plain = {key: value.get("last") if isinstance(value, dict) else value for key, value in row.items()}
+        last |= {key: value for key, value in plain.items() if str(key).startswith("val/") and value is not None}
     sets = validation_sets(last)
     if not sets:
         raise UserError("Its log holds no validation.")
