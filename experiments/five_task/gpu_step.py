@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from opir_lightning.complexity import count  # noqa: E402
 from opir_lightning.config import check_keys, config_dir, register_schemas  # noqa: E402
 from opir_lightning.data.samples import degrade_pending  # noqa: E402
+from opir_lightning.models.predictor import OperatorPredictor  # noqa: E402
 from opir_lightning.provenance import provenance  # noqa: E402
 from opir_lightning.training.module import parameter_groups  # noqa: E402
 
@@ -75,7 +76,9 @@ def measure(variant: str, batch: int, overrides: list[str], highest: float, *, c
     net = instantiate(plain["model"], _convert_="all")
     macs = count(net, plain["data"]["crop"])[1]
     net = net.cuda().train()
-    forward = torch.compile(net) if compiled else net
+    if compiled:  # as `compile=true` does in a training
+        for predictor in (module for module in net.modules() if isinstance(module, OperatorPredictor)):
+            predictor.forward = torch.compile(predictor.forward, dynamic=False)
     loss = instantiate(plain["loss"], _convert_="all")
     optimizer = instantiate(plain["optimizer"], _convert_="all")(parameter_groups(net, plain["task_lr_factor"]))
     data = instantiate({**plain["data"], "packs": "memory", "workers": 0, "val": {}}, _convert_="all")
@@ -87,7 +90,7 @@ def measure(variant: str, batch: int, overrides: list[str], highest: float, *, c
 
     def step() -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            total = loss(forward(made.degraded), made.clean, made.task).total
+            total = loss(net(made.degraded), made.clean, made.task).total
         optimizer.zero_grad()
         total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), plain["trainer"]["gradient_clip_val"])

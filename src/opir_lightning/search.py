@@ -94,7 +94,7 @@ def _run_trial(trial: optuna.Trial, config: DictConfig) -> float:
         from opir_lightning.report import report_run
         from opir_lightning.train import assemble
         from opir_lightning.training.callbacks import close_loggers
-        from opir_lightning.training.pruning import PruneTrial
+        from opir_lightning.training.callbacks.pruning import PruneTrial
 
         own = config.copy()
         for path, values in own.search.space.items():
