@@ -48,10 +48,11 @@ coverage: setup  ## the fast test suite, and which lines it does not reach
 slow: setup      ## the slow tests
 	$(PY) -m pytest -m "slow and not gpu and not wheel"
 
-check: setup     ## lint, layer rule, types
+check: setup     ## lint, layer rule, types, licences
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) .ci/licences.py
 
 lock: setup      ## write requirements.lock for what pyproject.toml asks; UPGRADE=1 takes the newest versions
 	UV=$(VENV)/bin/uv .ci/lock $(if $(UPGRADE),--upgrade)
@@ -78,4 +79,4 @@ hooks: setup     ## check each commit as `make check` does
 	$(VENV)/bin/pre-commit install
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist .coverage* coverage.xml

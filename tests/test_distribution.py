@@ -31,7 +31,7 @@ def run(*command, cwd, **environment):
     """Run a command where nothing tells Python of the checkout; returns what it printed."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
     done = subprocess.run(
-        [*map(str, command)], cwd=cwd, env={**kept, **environment}, capture_output=True, text=True, timeout=1200
+        [*map(str, command)], cwd=cwd, env={**kept, **environment}, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
