@@ -29,7 +29,9 @@ pytestmark = [
 
 def run(*command, cwd, **environment):
     """Run a command where nothing tells Python of the checkout; returns what it printed."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
+    # Without bytecode each command would compile all that it imports anew.
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if key not in dropped}
     done = subprocess.run(
         [*map(str, command)], cwd=cwd, env={**kept, **environment}, capture_output=True, text=True, timeout=3600
     )
@@ -138,5 +140,5 @@ def test_the_wheel_works_in_an_empty_environment_and_any_folder(built, sources, 
     run(programs / "opir-restore", "noisy.png", "-o", "tiny", "--weights", "opir_tiny", cwd=elsewhere)
     for out in ("default", "tiny"):  # two steps of training teach nothing
         with Image.open(elsewhere / out / "noisy.png") as picture:
-            assert np.square(np.asarray(picture, np.float32) - clean).mean() < 0.4 * np.square(noise).mean()
+            assert np.square(np.asarray(picture, np.float32) - clean).mean() < 0.1 * np.square(noise).mean()
     assert (elsewhere / "own" / "noisy.png").is_file()
