@@ -10,17 +10,25 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ablations test check clean
+.PHONY: help setup demo ablations test coverage slow check lock lock-check licences audit wheel wheel-test hooks clean
 
 help:            ## show the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
+
+# What is installed has the version of the lock, and what comes from the package index one of the hashes there. A CPU build
+# of torch in one's own folder of wheels has none: it goes first, and then nothing else is asked for.
+INSTALL = $(PY) -m uv pip install --quiet --python $(PY) --constraint requirements.lock --build-constraint requirements.lock
+WHAT   ?= --editable ".[dev]"
+TORCH  := $(shell sed -nE 's/^(torch==[0-9.]+).*/\1/p' requirements.lock)
 
 setup: $(VENV)/.stamp ## create .venv and install everything
-$(VENV)/.stamp: pyproject.toml constraints.txt
+$(VENV)/.stamp: pyproject.toml requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet uv
-	$(PY) -m uv pip install --quiet --python $(PY) $(addprefix --find-links ,$(LINKS)) \
-	    --constraint constraints.txt --editable ".[dev]"
+	awk '/^uv==/ {found = 1} found; found && !/\\$$/ {exit}' requirements.lock >$(VENV)/uv.txt
+	$(PY) -m pip install --quiet --no-deps --require-hashes --requirement $(VENV)/uv.txt
+	$(if $(LINKS),$(PY) -m uv pip install --quiet --python $(PY) --no-deps --no-index $(addprefix --find-links ,$(LINKS)) \
+	    $(TORCH) || echo "no $(TORCH) in $(LINKS): taking that of the package index")
+	$(INSTALL) $(WHAT)
 	touch $@
 
 demo: setup      ## train on the embedded photographs for some minutes, score, draw
@@ -35,10 +43,41 @@ ablations: setup ## a small ablation on the embedded photographs, some 40 minute
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile
 
-check: setup     ## lint, layer rule, types
+coverage: setup  ## the fast test suite, and which lines it does not reach
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-report=xml
+
+slow: setup      ## the slow tests
+	$(PY) -m pytest -m "slow and not gpu and not wheel"
+
+check: setup     ## lint, layer rule, types, licences
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) .ci/licences.py
+
+lock: setup      ## write requirements.lock for what pyproject.toml asks; UPGRADE=1 takes the newest versions
+	UV=$(VENV)/bin/uv .ci/lock $(if $(UPGRADE),--upgrade)
+
+lock-check: setup ## is requirements.lock what pyproject.toml asks for, on every Python and system?
+	UV=$(VENV)/bin/uv .ci/lock --check
+
+licences: setup  ## write LICENCES.md, the licences of all that is installed along
+	$(INSTALL) --editable ".[dev,demo,ci]"
+	$(PY) .ci/licences.py --write
+
+audit: setup     ## known vulnerabilities of the versions in requirements.lock
+	$(INSTALL) --editable ".[dev,ci]"
+	$(PY) .ci/audit.py
+
+wheel: setup     ## build the source archive and the wheel into dist/
+	$(PY) -m uv build --quiet --no-build-isolation --python $(PY)
+
+wheel-test: setup ## build twice, compare, install the wheel into an empty environment and use it there
+	$(PY) -m pytest -m wheel
+
+hooks: setup     ## check each commit as `make check` does
+	$(INSTALL) --editable ".[dev,ci]"
+	$(VENV)/bin/pre-commit install
 
 clean:           ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist .coverage* coverage.xml
