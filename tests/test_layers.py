@@ -19,10 +19,11 @@ BASE = {"types", "errors"}
 MAY_KNOW = {
     "types": set(),
     "errors": set(),
+    "outside": BASE,
     "threads": set(),
     "files": set(),
     "memory": set(),
-    "picture_files": {"files", "memory", *BASE},
+    "picture_files": {"files", "memory", "outside", *BASE},
     "__init__": {"checkpoints", "inference", "metrics", "models", *BASE},
     "ops": BASE,
     "degradations": BASE,
@@ -36,13 +37,13 @@ MAY_KNOW = {
     "provenance": {"__init__"},
     "hub": BASE,
     "model_card": set(),
-    "checkpoints": {"hub", "models", "files", *BASE},
+    "checkpoints": {"hub", "models", "files", "outside", *BASE},
     "tiling": set(),
     "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
-        *BASE,
+        *("outside", *BASE),
     },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }

@@ -25,10 +25,24 @@ from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
 from opir_lightning.models import OPIR
 from opir_lightning.models.growth import GROWING, grow
+from opir_lightning.outside import check_checkpoint, parse_json, printable
 
 FORMAT = "opir-lightning/1"
 LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
 LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile file, and would hang the construction
+LARGEST = {  # where even that would take hours or gigabytes; of lists, their sum
+    "features": 128,
+    "kernel_size": 63,
+    "dilations": 512,
+    "encoder_blocks": 256,
+    "middle_blocks": 256,
+    "decoder_blocks": 256,
+    "severity_size": 512,
+    "code_crop": 1024,
+    "code_crops": 32,
+}
+LONGEST_LIST, LONGEST_TEXT = 256, 100  # tasks and blocks; characters of a task's name
+LARGEST_NETWORK = 2**27  # weights, thirteen times those of opir_base
 
 _NET_PREFIX = "net."
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -149,19 +163,67 @@ def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu
     """
     path = find_weights(path_or_name)
     header, tensors = _read(path, tensors=True)
-    # Where the weights were trained says nothing about where they run: the fastest backend there is chosen anew.
-    settings = {**header.settings, "backend": "auto"} if "backend" in header.settings else header.settings
+    settings = _anywhere(header.settings)
+    _compare(path, tensors, _expected(path, settings))
+    model = OPIR.from_settings(settings)
+    model.load_state_dict(tensors)
+    return model.to(map_location).eval(), header
+
+
+def build(where: Path | str, settings: Any) -> OPIR:
+    """A network from settings of a file, without its weights, in evaluation mode.
+
+    Raises:
+        UserError: the settings are not plain values in their ranges, or describe no network that can be built here;
+            the message names ``where``.
+    """
+    check_settings(where, settings)
+    _expected(where, _anywhere(settings))
+    return OPIR.from_settings(_anywhere(settings)).eval()
+
+
+def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """Where the weights were trained says nothing about where they run: the fastest backend there is chosen anew."""
+    return {**settings, "backend": "auto"} if "backend" in settings else settings
+
+
+def _expected(where: Path | str, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that settings call for, without values and memory."""
     try:
         with torch.device("meta"), _WithoutValues():
             expected = OPIR.from_settings(settings).state_dict()
     except UserError as error:
-        raise UserError(f"'{path}' cannot be used: {error}") from error
+        raise UserError(f"'{where}' cannot be used: {error}") from error
     except (RuntimeError, OverflowError, TypeError) as error:
-        raise UserError(f"The settings in '{path}' describe no network that can be built ({_first(error)}).") from error
-    _compare(path, tensors, expected)
-    model = OPIR.from_settings(settings)
-    model.load_state_dict(tensors)
-    return model.to(map_location).eval(), header
+        raise UserError(
+            f"The settings in '{where}' describe no network that can be built ({_first(error)})."
+        ) from error
+    if (count := sum(tensor.numel() for tensor in expected.values())) > LARGEST_NETWORK:
+        raise UserError(
+            f"'{where}' cannot be used: its network would have {count} weights, and {LARGEST_NETWORK} are allowed."
+        )
+    return expected
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What the checkpoint of a training holds; its tensors stay on the disk until they are used.
+
+    Raises:
+        UserError: it is damaged, from something else, or holds more than plain data.
+    """
+    check_checkpoint(path)
+    try:
+        # mmap: the optimizer's state, twice the size of the weights, stays on the disk.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(
+            f"'{path}' is not a training checkpoint of this program: it is damaged or holds more than plain data."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"'{path}' is not a training checkpoint: it has no 'state_dict'.")
+    if "model_settings" not in checkpoint:
+        raise UserError(f"'{path}' was written by another program: it has no 'model_settings'.")
+    return checkpoint
 
 
 def start_from(net: OPIR, path_or_name: Path | str) -> Header:
@@ -232,50 +294,66 @@ def _read_safetensors(path: Path, *, tensors: bool) -> tuple[Header, dict[str, T
             announced = int.from_bytes(file.read(8), "little")
         if announced > LARGEST_HEADER:
             raise UserError(f"'{path}' is not a safetensors file: its header would have {announced} bytes.")
+        if (size := path.stat().st_size) > hub.LARGEST_FILE:
+            raise UserError(f"'{path}' holds other weights: it has {size} bytes, and {hub.LARGEST_FILE} are allowed.")
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{path}' is not a complete safetensors file ({_first(error)}).") from error
     if raw.get("format") != FORMAT:
-        kind = raw.get("format", "nothing")
-        raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind[:40]}'.")
+        kind = printable(raw.get("format", "nothing")[:40])
+        raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind}'.")
     try:
-        settings, metadata = json.loads(raw.get("settings", "")), json.loads(raw.get("metadata", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The header of '{path}' is damaged: its settings or metadata are no JSON.") from error
+        settings, metadata = parse_json(raw.get("settings", "")), parse_json(raw.get("metadata", "{}"))
+    except ValueError as error:
+        raise UserError(
+            f"The header of '{path}' is damaged: its settings or metadata are no JSON of plain data."
+        ) from error
     if not isinstance(metadata, dict):
         raise UserError(f"The header of '{path}' is damaged: its metadata are no table of names and values.")
     return Header(FORMAT, settings, metadata), values
 
 
 def _read_ckpt(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    try:
-        # mmap: the optimizer's state, twice the size of the weights, stays on the disk.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(
-            f"'{path}' is not a training checkpoint of this program: it is damaged or holds more than plain data."
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"'{path}' is not a training checkpoint: it has no 'state_dict'.")
-    if "model_settings" not in checkpoint:
-        raise UserError(f"'{path}' was written by another program: it has no 'model_settings'.")
+    checkpoint = read_checkpoint(path)
     state = checkpoint["state_dict"]
-    weights = {key.removeprefix(_NET_PREFIX): state[key] for key in state if str(key).startswith(_NET_PREFIX)}
+    weights = {
+        key.removeprefix(_NET_PREFIX): state[key]
+        for key in state
+        if isinstance(key, str) and key.startswith(_NET_PREFIX)
+    }
     metadata = {
-        name: checkpoint[key] for name, key in (("epoch", "epoch"), ("step", "global_step")) if key in checkpoint
+        name: checkpoint[key]
+        for name, key in (("epoch", "epoch"), ("step", "global_step"))
+        if isinstance(checkpoint.get(key), int)
     }
     return Header("lightning", checkpoint["model_settings"], metadata), weights
 
 
-def check_settings(path: Path, settings: Any) -> None:
+def check_settings(where: Path | str, settings: Any) -> None:
+    """Raise `UserError` unless settings are a table of plain values that are no larger than a network's can be.
+
+    Which of them there are, and of which kind each is, `OPIR.from_settings` knows.
+    """
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UserError(f"The header of '{path}' is damaged: its settings are no table of names and values.")
+        raise UserError(f"The header of '{where}' is damaged: its settings are no table of names and values.")
     for name, value in settings.items():
-        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
-        if not sum(abs(n) for n in numbers) <= LARGEST_SETTING:  # so written, a NaN is refused too
-            raise UserError(f"'{path}' cannot be used: its setting '{name}' adds up to more than {LARGEST_SETTING}.")
+        named = printable(name[:40])
+        items = value if isinstance(value, list | tuple) else [value]
+        if len(items) > LONGEST_LIST or not all(isinstance(item, str | int | float) for item in items):
+            raise UserError(
+                f"'{where}' cannot be used: its setting '{named}' is neither a plain value nor a list of at most "
+                f"{LONGEST_LIST} of them."
+            )
+        if any(isinstance(item, str) and not (len(item) <= LONGEST_TEXT and item.isprintable()) for item in items):
+            raise UserError(
+                f"'{where}' cannot be used: its setting '{named}' is longer than {LONGEST_TEXT} characters, or has "
+                "some that cannot be printed."
+            )
+        most = LARGEST.get(name, LARGEST_SETTING)
+        if not sum(abs(n) for n in items if isinstance(n, int | float)) <= most:  # so written, a NaN is refused too
+            raise UserError(f"'{where}' cannot be used: its setting '{named}' adds up to more than {most}.")
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -283,10 +361,12 @@ def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Ten
     advice = "the file is damaged or belongs to another version of this program"
     for names, what in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has unknown")):
         if names:
-            raise UserError(f"'{path}' {what} {len(names)} weights, e.g. '{min(names)}': {advice}.")
+            example = printable(min(names)[:100])
+            raise UserError(f"'{path}' {what} {len(names)} weights, e.g. '{example}': {advice}.")
     for name, want in expected.items():
         have = found[name]
-        if not isinstance(have, Tensor) or have.layout != torch.strided or have.is_quantized:
+        plain = isinstance(have, Tensor) and have.layout == torch.strided and not have.is_quantized
+        if not plain or have.device.type != "cpu":
             raise UserError(f"'{path}': the weight '{name}' is no plain tensor: {advice}.")
         if have.shape != want.shape:
             shapes = f"{tuple(have.shape)} and must be {tuple(want.shape)}"
@@ -309,4 +389,4 @@ class _WithoutValues(TorchFunctionMode):
 
 def _first(error: BaseException) -> str:
     """The first line of a library's message, which may have many."""
-    return str(error).strip().split("\n")[0].rstrip(".")[:200] or type(error).__name__
+    return printable(str(error).strip().split("\n")[0].rstrip(".")[:200]) or type(error).__name__
