@@ -340,6 +340,8 @@ def check_settings(where: Path | str, settings: Any) -> None:
         raise UserError(f"The header of '{where}' is damaged: its settings are no table of names and values.")
     for name, value in settings.items():
         named = printable(name[:40])
+        if not name.isidentifier() or len(name) > LONGEST_TEXT:
+            raise UserError(f"'{where}' cannot be used: '{named}' is no name of a setting.")
         items = value if isinstance(value, list | tuple) else [value]
         if len(items) > LONGEST_LIST or not all(isinstance(item, str | int | float) for item in items):
             raise UserError(

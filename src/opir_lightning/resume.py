@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,20 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     Args:
         settings: the configuration as plain containers, resolved or not.
     """
-    text = json.dumps({key: value for key, value in settings.items() if key not in BESIDE}, sort_keys=True)
+    kept: Any = {key: value for key, value in settings.items() if key not in BESIDE}
     folder = str(settings.get("run_dir", ""))
     if folder not in ("", "."):
-        text = text.replace(json.dumps(folder)[1:-1], "")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        # Where it is a folder's name, and not letters or digits of something else.
+        kept = _without(kept, re.compile(rf"(?<!\w){re.escape(folder)}(?!\w)"))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without(value: Any, folder: re.Pattern[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without(item, folder) for item in value]
+    return folder.sub("", value) if isinstance(value, str) else value
 
 
 def find_progress(settings: Mapping[str, Any]) -> Progress:

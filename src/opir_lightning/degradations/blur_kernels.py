@@ -147,7 +147,7 @@ def gaussian_kernel(size: float) -> np.ndarray:
 
 KERNEL_FILES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 KERNEL_KINDS = ("PNG", "BMP", "TIFF", "JPEG")
-LARGEST_KERNEL = 4096  # pixels of a side; measured kernels have some hundred, most of them black
+LARGEST_KERNEL = 1024  # pixels of a side; measured kernels have some hundred, most of them black
 
 
 def read_kernels(paths: Sequence[str | Path]) -> list[np.ndarray]:
