@@ -37,13 +37,14 @@ MAY_KNOW = {
     "provenance": {"__init__"},
     "hub": BASE,
     "model_card": set(),
-    "checkpoints": {"hub", "models", "files", "outside", *BASE},
+    "fitting": {"models", "outside", *BASE},
+    "checkpoints": {"hub", "models", "files", "fitting", "outside", *BASE},
     "tiling": set(),
     "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
-        *("outside", *BASE),
+        *("fitting", "outside", *BASE),
     },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }

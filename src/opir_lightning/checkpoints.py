@@ -18,37 +18,22 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from opir_lightning import hub
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
+from opir_lightning.fitting import anywhere, check_settings, compare_weights, expected_weights, first_line
 from opir_lightning.models import OPIR
 from opir_lightning.models.growth import GROWING, grow
 from opir_lightning.outside import check_checkpoint, parse_json, printable
 
 FORMAT = "opir-lightning/1"
 LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
-LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile file, and would hang the construction
-LARGEST = {  # where even that would take hours or gigabytes; of lists, their sum
-    "features": 128,
-    "kernel_size": 63,
-    "dilations": 512,
-    "encoder_blocks": 256,
-    "middle_blocks": 256,
-    "decoder_blocks": 256,
-    "severity_size": 512,
-    "code_crop": 1024,
-    "code_crops": 32,
-}
-LONGEST_LIST, LONGEST_TEXT = 256, 100  # tasks and blocks; characters of a task's name
-LARGEST_NETWORK = 2**27  # weights, thirteen times those of opir_base
 
 _NET_PREFIX = "net."
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "opir_small"  # the best that are packaged
 CHECKSUMS = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Header(NamedTuple):
@@ -163,46 +148,11 @@ def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu
     """
     path = find_weights(path_or_name)
     header, tensors = _read(path, tensors=True)
-    settings = _anywhere(header.settings)
-    _compare(path, tensors, _expected(path, settings))
+    settings = anywhere(header.settings)
+    compare_weights(path, tensors, expected_weights(path, settings))
     model = OPIR.from_settings(settings)
     model.load_state_dict(tensors)
     return model.to(map_location).eval(), header
-
-
-def build(where: Path | str, settings: Any) -> OPIR:
-    """A network from settings of a file, without its weights, in evaluation mode.
-
-    Raises:
-        UserError: the settings are not plain values in their ranges, or describe no network that can be built here;
-            the message names ``where``.
-    """
-    check_settings(where, settings)
-    _expected(where, _anywhere(settings))
-    return OPIR.from_settings(_anywhere(settings)).eval()
-
-
-def _anywhere(settings: dict[str, Any]) -> dict[str, Any]:
-    """Where the weights were trained says nothing about where they run: the fastest backend there is chosen anew."""
-    return {**settings, "backend": "auto"} if "backend" in settings else settings
-
-
-def _expected(where: Path | str, settings: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights that settings call for, without values and memory."""
-    try:
-        with torch.device("meta"), _WithoutValues():
-            expected = OPIR.from_settings(settings).state_dict()
-    except UserError as error:
-        raise UserError(f"'{where}' cannot be used: {error}") from error
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise UserError(
-            f"The settings in '{where}' describe no network that can be built ({_first(error)})."
-        ) from error
-    if (count := sum(tensor.numel() for tensor in expected.values())) > LARGEST_NETWORK:
-        raise UserError(
-            f"'{where}' cannot be used: its network would have {count} weights, and {LARGEST_NETWORK} are allowed."
-        )
-    return expected
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -256,7 +206,7 @@ def start_from(net: OPIR, path_or_name: Path | str) -> Header:
     if header.settings.get("stages") == 1:
         tensors = {**second_stage, **tensors}
     try:
-        _compare(path, tensors, own)
+        compare_weights(path, tensors, own)
     except UserError as error:
         differing = [
             f"{name} is {header.settings.get(name)!r} there and {value!r} here"
@@ -299,8 +249,8 @@ def _read_safetensors(path: Path, *, tensors: bool) -> tuple[Header, dict[str, T
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}' is not a complete safetensors file ({_first(error)}).") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last is torch's, where there is no memory to map it
+        raise UserError(f"'{path}' is not a complete safetensors file ({first_line(error)}).") from error
     if raw.get("format") != FORMAT:
         kind = printable(raw.get("format", "nothing")[:40])
         raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind}'.")
@@ -329,66 +279,3 @@ def _read_ckpt(path: Path) -> tuple[Header, dict[str, Tensor]]:
         if isinstance(checkpoint.get(key), int)
     }
     return Header("lightning", checkpoint["model_settings"], metadata), weights
-
-
-def check_settings(where: Path | str, settings: Any) -> None:
-    """Raise `UserError` unless settings are a table of plain values that are no larger than a network's can be.
-
-    Which of them there are, and of which kind each is, `OPIR.from_settings` knows.
-    """
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UserError(f"The header of '{where}' is damaged: its settings are no table of names and values.")
-    for name, value in settings.items():
-        named = printable(name[:40])
-        if not name.isidentifier() or len(name) > LONGEST_TEXT:
-            raise UserError(f"'{where}' cannot be used: '{named}' is no name of a setting.")
-        items = value if isinstance(value, list | tuple) else [value]
-        if len(items) > LONGEST_LIST or not all(isinstance(item, str | int | float) for item in items):
-            raise UserError(
-                f"'{where}' cannot be used: its setting '{named}' is neither a plain value nor a list of at most "
-                f"{LONGEST_LIST} of them."
-            )
-        if any(isinstance(item, str) and not (len(item) <= LONGEST_TEXT and item.isprintable()) for item in items):
-            raise UserError(
-                f"'{where}' cannot be used: its setting '{named}' is longer than {LONGEST_TEXT} characters, or has "
-                "some that cannot be printed."
-            )
-        most = LARGEST.get(name, LARGEST_SETTING)
-        if not sum(abs(n) for n in items if isinstance(n, int | float)) <= most:  # so written, a NaN is refused too
-            raise UserError(f"'{where}' cannot be used: its setting '{named}' adds up to more than {most}.")
-
-
-def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise `UserError` for the first tensor that is not as the settings call for."""
-    advice = "the file is damaged or belongs to another version of this program"
-    for names, what in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has unknown")):
-        if names:
-            example = printable(min(names)[:100])
-            raise UserError(f"'{path}' {what} {len(names)} weights, e.g. '{example}': {advice}.")
-    for name, want in expected.items():
-        have = found[name]
-        plain = isinstance(have, Tensor) and have.layout == torch.strided and not have.is_quantized
-        if not plain or have.device.type != "cpu":
-            raise UserError(f"'{path}': the weight '{name}' is no plain tensor: {advice}.")
-        if have.shape != want.shape:
-            shapes = f"{tuple(have.shape)} and must be {tuple(want.shape)}"
-            raise UserError(f"'{path}': the weight '{name}' has the shape {shapes}: {advice}.")
-        if have.dtype != want.dtype and not (have.dtype in _FLOATS and want.dtype == torch.float32):
-            raise UserError(f"'{path}': the weight '{name}' is {have.dtype} and must be {want.dtype}: {advice}.")
-        if not bool(have.isfinite().all()):
-            raise UserError(f"'{path}': the weight '{name}' holds values that are not finite; the training diverged.")
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Skip initialisation: meta tensors have no values, and drawing them imports the compiler (3.6 s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _first(error: BaseException) -> str:
-    """The first line of a library's message, which may have many."""
-    return printable(str(error).strip().split("\n")[0].rstrip(".")[:200]) or type(error).__name__

@@ -116,6 +116,8 @@ def _named(path: Path | str) -> Iterator[None]:
 def _last_line(error: Exception) -> str:
     """The last line of a library's message: libvips lists what it tried first."""
     lines = str(error).strip().splitlines()
+    if lines and lines[-1].startswith("unable to call"):  # all that pyvips says where libvips gives no reason
+        return "it is damaged"
     return printable(lines[-1].strip().rstrip("."))[:200] if lines else type(error).__name__
 
 
@@ -235,7 +237,8 @@ def _check_unfolded(path: Path, pixels: int, bytes_of_each: int, scratch: Scratc
 def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: int) -> Picture:
     import pyvips
 
-    load = functools.partial(getattr(pyvips.Image, loader), os.fsencode(path), fail_on="truncated")
+    # libvips keeps what it has read, by the name of the file, and would give it again for another file of that name.
+    load = functools.partial(getattr(pyvips.Image, loader), os.fsencode(path), fail_on="truncated", revalidate=True)
     # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
     image = load(access="sequential")
     _check_size(image.width, image.height, most_pixels)

@@ -139,7 +139,7 @@ def _settings_files(header: dict[str, Any], data: bytes) -> Iterator[File]:
         {"encoder_blocks": [1] * 60, "decoder_blocks": [1] * 60},
         {"encoder_blocks": [], "decoder_blocks": []},
         {"dilations": [0]}, {"dilations": [10**6]}, {"stages": 3}, {"features": 10**6}, {"code_crop": 10**9},
-        {"features": 128, "width": 3000}, {"padding": "x"}, {"backend": "os.system"}, {"backend": "triton"},
+        {"features": 256, "width": 3000}, {"padding": "x"}, {"backend": "os.system"}, {"backend": "triton"},
         {"_target_": "os.system"}, {"self": 1}, {"w\nidth": 1}, {"\x1b[2J": 1}, {"severity_size": 2**31},
     ]  # fmt: skip
     for number, change in enumerate(changes):

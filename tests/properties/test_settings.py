@@ -120,6 +120,11 @@ def test_a_fingerprint_does_not_know_the_folder(table, first, second):
     assert fingerprint(run(first)) == fingerprint(run(second))
 
 
+def test_a_folder_called_like_a_value_hides_no_setting():
+    assert fingerprint({"seed": 1, "run_dir": "1"}) != fingerprint({"seed": 11, "run_dir": "1"})
+    assert fingerprint({"a": "noise", "run_dir": "no"}) != fingerprint({"a": "ise", "run_dir": "no"})
+
+
 @given(table=tables, folder=folders, data=st.data())
 def test_a_fingerprint_tells_any_two_settings_apart(table, folder, data):
     name = data.draw(st.sampled_from(sorted(table)))

@@ -62,8 +62,8 @@ def build(group: Group) -> OPIR:
     Raises:
         UserError: it is not known, or none that can be built.
     """
-    from opir_lightning.checkpoints import build as build_network
     from opir_lightning.checkpoints import read_header
+    from opir_lightning.fitting import build as build_network
 
     weights = next((run.weights for run in group.runs if run.weights is not None), None)
     if weights is not None:
