@@ -128,6 +128,24 @@ def png_files() -> Iterator[File]:
     yield "header", "empty chunks.png", png(SIDE, SIDE, *[chunk(b"IDAT", b"")] * 20_000, body)
 
 
+def unfolding_files() -> Iterator[File]:
+    """In order, and much more than their files."""
+    yield "huge", "flat.webp", encoded("WEBP", Image.new("RGB", (16_000, 11_000)), lossless=True)
+    packed = zlib.compress(bytes(2**28), 9)
+    yield (
+        "huge",
+        "unfolds.tif",
+        tiff(
+            (256, 4, 1, 50_000),
+            (257, 4, 1, 50_000),
+            (278, 4, 1, 50_000),
+            (259, 3, 1, 8),
+            (279, 4, 1, len(packed)),
+            data=packed,
+        ),
+    )
+
+
 def jpeg_files() -> Iterator[File]:
     whole = encoded("JPEG", quality=90)
     place = whole.index(b"\xff\xc0") + 5
@@ -205,19 +223,6 @@ def tiff_files() -> Iterator[File]:
         yield "tags", f"{name}.tif", tiff(*tags)
     yield "tags", "circle.tif", tiff(following=8)
     yield "tags", "nowhere.tif", tiff(following=2**32 - 1)
-    packed = zlib.compress(bytes(2**28), 9)
-    yield (
-        "huge",
-        "unfolds.tif",
-        tiff(
-            (256, 4, 1, 50_000),
-            (257, 4, 1, 50_000),
-            (278, 4, 1, 50_000),
-            (259, 3, 1, 8),
-            (279, 4, 1, len(packed)),
-            data=packed,
-        ),
-    )
     page = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 9)
     pages = b"".join(page + struct.pack("<I", 8 + 18 * (n + 1)) for n in range(20_000))
     yield "pages", "many.tif", b"II*\0\x08\0\0\0" + pages + bytes(18)
@@ -234,11 +239,10 @@ def other_pictures(canary: Path) -> Iterator[File]:
         head = whole[:14] + struct.pack("<IiiHHI", 40, width, height, 1, bits, packing) + whole[34:]
         yield "header", f"{width} {height} {bits} {packing}.bmp", head
     yield "header", "colours.bmp", whole[:46] + b"\xff" * 8 + whole[54:]
-    flat = encoded("WEBP", Image.new("RGB", (16_000, 11_000)), lossless=True)
-    yield "huge", "flat.webp", flat
+    webp = encoded("WEBP")
     canvas = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\xff\x3f\0" * 2
-    yield "huge", "canvas.webp", b"RIFF" + struct.pack("<I", len(canvas) + len(flat[12:])) + canvas + flat[12:]
-    yield "header", "length.webp", flat[:4] + b"\xff\xff\xff\xff" + flat[8:]
+    yield "huge", "canvas.webp", b"RIFF" + struct.pack("<I", len(canvas) + len(webp[12:])) + canvas + webp[12:]
+    yield "header", "length.webp", webp[:4] + b"\xff\xff\xff\xff" + webp[8:]
     moving = encoded("WEBP", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))])
     yield "pages", "moving.webp", moving
     avif = good_files()["avif"]
@@ -297,7 +301,7 @@ def depth_files(canary: Path) -> Iterator[File]:
         array("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 8), }", b"\xff" * 256),
     )
     stream = io.BytesIO()
-    np.savez_compressed(stream, a=np.zeros((9000, 9000)))
+    np.savez_compressed(stream, a=np.zeros((2000, 2000)))
     yield "zip", "archive.npy", stream.getvalue()
 
 

@@ -26,6 +26,7 @@ from malformed_pictures import (
     png_files,
     spoiled_pictures,
     tiff_files,
+    unfolding_files,
 )
 from malformed_runs import log_files, run_folders
 from malformed_weights import File, checkpoint_files, network, safetensors_files
@@ -143,6 +144,7 @@ def test_no_file_does_whoever_reads_it(tmp_path):
     """All pictures by all that read pictures, bombs included; folders of checkpoints to go on from; logs."""
     place, rng = Place(tmp_path), random.Random(SEED)
     pictures = [*spoiled_pictures(rng), *png_files(), *jpeg_files(), *tiff_files(), *other_pictures(place.canary)]
+    pictures += unfolding_files()
     place.add("pictures", pictures, ["picture", "restorer", "rgb", "data", "depth", "kernel"])
     place.add("logs", log_files(rng), ["log"])
     place.add("headers", safetensors_files(rng, place.canary), ["header"], ".safetensors")
