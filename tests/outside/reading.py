@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,13 +23,15 @@ SECONDS = 20.0  # of CPU time, whatever else the machine does
 def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
     """What reads files from outside, by a short name; each refuses with a `UserError`, or says what is wrong."""
     import opir_lightning.degradations.blur_kernels as kernels
-    from opir_lightning import restore
+    from opir_lightning import compare, restore
     from opir_lightning.checkpoints import load_model, read_header
     from opir_lightning.comparison.offline import read_log
     from opir_lightning.comparison.runs import read_runs
+    from opir_lightning.data import CleanFolder
     from opir_lightning.data.images import read_depth, read_rgb
-    from opir_lightning.data.inspection import look_at
+    from opir_lightning.data.inspection import inspect_set, list_sets, look_at
     from opir_lightning.data.packs import DamagedPackError, Pack
+    from opir_lightning.degradations import Identity
     from opir_lightning.errors import UserError
     from opir_lightning.inference import Restorer
     from opir_lightning.picture_files import read_picture
@@ -61,6 +64,18 @@ def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
             if restore.main([*map(str, arguments)]) != 0:
                 raise UserError("failures are named")
 
+    def compared(path: Path) -> None:
+        with tempfile.TemporaryDirectory() as out:
+            if compare.main([str(path), "-o", out, "--pictures", "1"]) != 0:
+                raise UserError("nothing to compare")
+
+    def checked(path: Path) -> None:
+        source = CleanFolder(task="none", degradation=Identity(), folders=[path.name])
+        (listing,), _ = list_sets("train", {"mine": source}, path.parent)
+        with ThreadPoolExecutor(2) as pool:
+            if inspect_set(listing, path.parent, pool, lambda: None).faults:
+                raise UserError("faults are named")
+
     return {
         "weights": load_model,
         "header": read_header,
@@ -70,6 +85,8 @@ def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
         "picture": read_picture,
         "restorer": lambda path: restorer(path),
         "restore": command,
+        "compare": compared,
+        "check": checked,
         "rgb": read_rgb,
         "data": looked_at,
         "depth": read_depth,

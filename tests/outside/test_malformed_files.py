@@ -166,13 +166,15 @@ def test_no_file_does_whoever_reads_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_restore_command_names_every_broken_picture_of_a_folder(tmp_path):
+def test_the_commands_name_what_is_broken_in_a_folder_of_such_files(tmp_path):
     place, rng = Place(tmp_path), random.Random(SEED)
     files = [*spoiled_pictures(rng), *png_files(), *tiff_files(), *other_pictures(place.canary)]
     # No two with the same stem: what is asked for beside a result is named after it.
     numbered = [(str(number), name, content) for number, (_, name, content) in enumerate(files)]
     place.add("pictures", [file for file in numbered if not file[1].endswith("npy")], [])
-    folder = place.folder / "pictures"
-    (folder / "caf\udce9 \x1b[2J\n.png").write_bytes(good_files()["png"][:200])
-    place.kinds["restore", str(folder)] = "folder"
-    assert of(hold(place), "folder") == {"refused"}
+    (place.folder / "pictures" / "caf\udce9 \x1b[2J\n.png").write_bytes(good_files()["png"][:200])
+    place.add("runs", run_folders(rng, place.canary), [])
+    for reader, folder in (("restore", "pictures"), ("check", "pictures"), ("compare", "runs")):
+        place.kinds[reader, str(place.folder / folder)] = "folder"
+    told = hold(place)
+    assert {one.reader: one.outcome for one in told} == {"restore": "refused", "check": "refused", "compare": "read"}
