@@ -360,8 +360,8 @@ def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mappi
             exif.pop(ORIENTATION, None)
             known["exif"] = exif.tobytes()
         options = {**options, **known}
-    pixels = image.numpy()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(path, kind, **options)
+    pixels = image.numpy().reshape(image.height, image.width, image.bands)  # of a single grey pixel it is a number
+    Image.fromarray(pixels.squeeze(2) if image.bands == 1 else pixels).save(path, kind, **options)
 
 
 def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import ImageCms
 
@@ -39,7 +39,11 @@ def pictures(draw: st.DrawFn) -> Picture:
     return Picture(pixels, shares, grey, metadata)
 
 
+ONE_GREY_PIXEL = Picture(np.full((1, 1, 3), 67, np.uint8), grey=True)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@example(picture=ONE_GREY_PIXEL)
 @given(picture=pictures())
 def test_a_picture_comes_back_as_its_format_can_hold_it(suffix, picture):
     kind = FORMATS[suffix][0]
