@@ -108,4 +108,5 @@ def read_depth(path: Path) -> np.ndarray:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """``(H, W, 3)`` uint8 to ``(3, H, W)`` float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
+    # A copy in any case: a flipped picture of one pixel counts as contiguous, and torch refuses its stride.
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float().div_(255)
