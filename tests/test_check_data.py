@@ -159,7 +159,7 @@ def test_odd_files_are_named_and_good_ones_with_odd_names_pass(tmp_path, capsys)
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
     save(pixels(0), tmp_path / "locked.png")

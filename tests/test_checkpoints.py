@@ -261,7 +261,7 @@ BAD_FILES = {
     "deeply nested": (spoil_header(settings="[" * 100_000), "no JSON"),
     "a setting unknown": (settings_with(widht=4), "Did you mean 'width'"),
     "a setting of another kind": (settings_with(width="4"), "'width' is '4'"),
-    "endless depth": (settings_with(middle_blocks=10**9), "'middle_blocks' adds up to more than 4096"),
+    "endless depth": (settings_with(middle_blocks=10**9), "'middle_blocks' adds up to more than 256"),
     "endless levels": (
         settings_with(encoder_blocks=[1] * 100, decoder_blocks=[1] * 100),
         "no network that can be built",

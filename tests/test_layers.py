@@ -19,10 +19,11 @@ BASE = {"types", "errors"}
 MAY_KNOW = {
     "types": set(),
     "errors": set(),
+    "outside": BASE,
     "threads": set(),
     "files": set(),
     "memory": set(),
-    "picture_files": {"files", "memory", *BASE},
+    "picture_files": {"files", "memory", "outside", *BASE},
     "__init__": {"checkpoints", "metrics", "models", "restorer", *BASE},
     "ops": BASE,
     "degradations": BASE,
@@ -36,7 +37,8 @@ MAY_KNOW = {
     "provenance": {"__init__"},
     "hub": BASE,
     "model_card": set(),
-    "checkpoints": {"hub", "models", "files", *BASE},
+    "fitting": {"models", "outside", *BASE},
+    "checkpoints": {"hub", "models", "files", "fitting", "outside", *BASE},
     "tiling": set(),
     "inference": {"models", "tiling", *BASE},
     "restorer": {
@@ -46,7 +48,7 @@ MAY_KNOW = {
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
-        *BASE,
+        *("fitting", "outside", *BASE),
     },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }

@@ -18,23 +18,22 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from opir_lightning import hub
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
+from opir_lightning.fitting import anywhere, check_settings, compare_weights, expected_weights, first_line
 from opir_lightning.models import OPIR
 from opir_lightning.models.growth import GROWING, grow
+from opir_lightning.outside import check_checkpoint, parse_json, printable
 
 FORMAT = "opir-lightning/1"
 LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
-LARGEST_SETTING = 4096  # depths or widths beyond it are a damaged or hostile file, and would hang the construction
 
 _NET_PREFIX = "net."
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "opir_small"  # the best that are packaged
 CHECKSUMS = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Header(NamedTuple):
@@ -149,19 +148,32 @@ def load_model(path_or_name: Path | str, map_location: torch.device | str = "cpu
     """
     path = find_weights(path_or_name)
     header, tensors = _read(path, tensors=True)
-    # Where the weights were trained says nothing about where they run: the fastest backend there is chosen anew.
-    settings = {**header.settings, "backend": "auto"} if "backend" in header.settings else header.settings
-    try:
-        with torch.device("meta"), _WithoutValues():
-            expected = OPIR.from_settings(settings).state_dict()
-    except UserError as error:
-        raise UserError(f"'{path}' cannot be used: {error}") from error
-    except (RuntimeError, OverflowError, TypeError) as error:
-        raise UserError(f"The settings in '{path}' describe no network that can be built ({_first(error)}).") from error
-    _compare(path, tensors, expected)
+    settings = anywhere(header.settings)
+    compare_weights(path, tensors, expected_weights(path, settings))
     model = OPIR.from_settings(settings)
     model.load_state_dict(tensors)
     return model.to(map_location).eval(), header
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What the checkpoint of a training holds; its tensors stay on the disk until they are used.
+
+    Raises:
+        UserError: it is damaged, from something else, or holds more than plain data.
+    """
+    check_checkpoint(path)
+    try:
+        # mmap: the optimizer's state, twice the size of the weights, stays on the disk.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise UserError(
+            f"'{path}' is not a training checkpoint of this program: it is damaged or holds more than plain data."
+        ) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"'{path}' is not a training checkpoint: it has no 'state_dict'.")
+    if "model_settings" not in checkpoint:
+        raise UserError(f"'{path}' was written by another program: it has no 'model_settings'.")
+    return checkpoint
 
 
 def start_from(net: OPIR, path_or_name: Path | str) -> Header:
@@ -194,7 +206,7 @@ def start_from(net: OPIR, path_or_name: Path | str) -> Header:
     if header.settings.get("stages") == 1:
         tensors = {**second_stage, **tensors}
     try:
-        _compare(path, tensors, own)
+        compare_weights(path, tensors, own)
     except UserError as error:
         differing = [
             f"{name} is {header.settings.get(name)!r} there and {value!r} here"
@@ -232,81 +244,38 @@ def _read_safetensors(path: Path, *, tensors: bool) -> tuple[Header, dict[str, T
             announced = int.from_bytes(file.read(8), "little")
         if announced > LARGEST_HEADER:
             raise UserError(f"'{path}' is not a safetensors file: its header would have {announced} bytes.")
+        if (size := path.stat().st_size) > hub.LARGEST_FILE:
+            raise UserError(f"'{path}' holds other weights: it has {size} bytes, and {hub.LARGEST_FILE} are allowed.")
         with safe_open(path, framework="pt") as file:
             raw = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"'{path}' is not a complete safetensors file ({_first(error)}).") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last is torch's, where there is no memory to map it
+        raise UserError(f"'{path}' is not a complete safetensors file ({first_line(error)}).") from error
     if raw.get("format") != FORMAT:
-        kind = raw.get("format", "nothing")
-        raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind[:40]}'.")
+        kind = printable(raw.get("format", "nothing")[:40])
+        raise UserError(f"'{path}' holds other weights: its header must say '{FORMAT}' and says '{kind}'.")
     try:
-        settings, metadata = json.loads(raw.get("settings", "")), json.loads(raw.get("metadata", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"The header of '{path}' is damaged: its settings or metadata are no JSON.") from error
+        settings, metadata = parse_json(raw.get("settings", "")), parse_json(raw.get("metadata", "{}"))
+    except ValueError as error:
+        raise UserError(
+            f"The header of '{path}' is damaged: its settings or metadata are no JSON of plain data."
+        ) from error
     if not isinstance(metadata, dict):
         raise UserError(f"The header of '{path}' is damaged: its metadata are no table of names and values.")
     return Header(FORMAT, settings, metadata), values
 
 
 def _read_ckpt(path: Path) -> tuple[Header, dict[str, Tensor]]:
-    try:
-        # mmap: the optimizer's state, twice the size of the weights, stays on the disk.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise UserError(
-            f"'{path}' is not a training checkpoint of this program: it is damaged or holds more than plain data."
-        ) from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"'{path}' is not a training checkpoint: it has no 'state_dict'.")
-    if "model_settings" not in checkpoint:
-        raise UserError(f"'{path}' was written by another program: it has no 'model_settings'.")
+    checkpoint = read_checkpoint(path)
     state = checkpoint["state_dict"]
-    weights = {key.removeprefix(_NET_PREFIX): state[key] for key in state if str(key).startswith(_NET_PREFIX)}
+    weights = {
+        key.removeprefix(_NET_PREFIX): state[key]
+        for key in state
+        if isinstance(key, str) and key.startswith(_NET_PREFIX)
+    }
     metadata = {
-        name: checkpoint[key] for name, key in (("epoch", "epoch"), ("step", "global_step")) if key in checkpoint
+        name: checkpoint[key]
+        for name, key in (("epoch", "epoch"), ("step", "global_step"))
+        if isinstance(checkpoint.get(key), int)
     }
     return Header("lightning", checkpoint["model_settings"], metadata), weights
-
-
-def check_settings(path: Path, settings: Any) -> None:
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise UserError(f"The header of '{path}' is damaged: its settings are no table of names and values.")
-    for name, value in settings.items():
-        numbers = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)]
-        if not sum(abs(n) for n in numbers) <= LARGEST_SETTING:  # so written, a NaN is refused too
-            raise UserError(f"'{path}' cannot be used: its setting '{name}' adds up to more than {LARGEST_SETTING}.")
-
-
-def _compare(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise `UserError` for the first tensor that is not as the settings call for."""
-    advice = "the file is damaged or belongs to another version of this program"
-    for names, what in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "has unknown")):
-        if names:
-            raise UserError(f"'{path}' {what} {len(names)} weights, e.g. '{min(names)}': {advice}.")
-    for name, want in expected.items():
-        have = found[name]
-        if not isinstance(have, Tensor) or have.layout != torch.strided or have.is_quantized:
-            raise UserError(f"'{path}': the weight '{name}' is no plain tensor: {advice}.")
-        if have.shape != want.shape:
-            shapes = f"{tuple(have.shape)} and must be {tuple(want.shape)}"
-            raise UserError(f"'{path}': the weight '{name}' has the shape {shapes}: {advice}.")
-        if have.dtype != want.dtype and not (have.dtype in _FLOATS and want.dtype == torch.float32):
-            raise UserError(f"'{path}': the weight '{name}' is {have.dtype} and must be {want.dtype}: {advice}.")
-        if not bool(have.isfinite().all()):
-            raise UserError(f"'{path}': the weight '{name}' holds values that are not finite; the training diverged.")
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Skip initialisation: meta tensors have no values, and drawing them imports the compiler (3.6 s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _first(error: BaseException) -> str:
-    """The first line of a library's message, which may have many."""
-    return str(error).strip().split("\n")[0].rstrip(".")[:200] or type(error).__name__

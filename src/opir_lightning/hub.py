@@ -18,8 +18,10 @@ from opir_lightning.errors import UserError
 INSTALL = "pip install 'opir-lightning[hub]'"
 WEIGHTS_FILE = "model.safetensors"  # what a run folder calls it too
 CARD_FILE = "README.md"
+LARGEST_FILE = 2**30  # bytes of weights; opir_base has 40 million
 
-_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?", re.ASCII)
+# The revision becomes part of a path in the client's cache: as in git, it neither begins with "/" nor holds "..".
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>(?!/)(?!\S*\.\.)\S+))?", re.ASCII)
 # A name that ends so is a file that is not there: asking a server for it would only delay the message.
 _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".onnx")
 
@@ -58,7 +60,9 @@ def download(model: HubId) -> Path:
             # Asked once: without a copy in the cache, the download tries an unreachable hub for 24 s. The name may
             # well be a mistyped path of somebody without a network.
             url = client.hf_hub_url(model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=endpoint)
-            client.get_hf_file_metadata(url)
+            size = client.get_hf_file_metadata(url).size
+            if size is not None and size > LARGEST_FILE:
+                raise UserError(f"the {WEIGHTS_FILE} there has {size} bytes; {LARGEST_FILE} are allowed.")
         path = client.hf_hub_download(model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=endpoint)
         return Path(path)
 

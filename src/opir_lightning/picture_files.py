@@ -6,6 +6,9 @@ not: BMP, and HEIC where its plugin ``pillow-heif`` is installed. Large pictures
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image, ImageOps
 from opir_lightning.errors import UserError
 from opir_lightning.files import replaced_atomically
 from opir_lightning.memory import Scratch
+from opir_lightning.outside import printable
 
 if TYPE_CHECKING:
     import pyvips
@@ -58,6 +62,11 @@ UNSUPPORTED = frozenset(
     ]  # the last are raw
 )
 LARGE = 2**26  # pixels beyond which a picture is kept in a temporary file
+# Pixels of the largest picture: in memory 0.8 GiB of 8 bits, in a file 6 GiB.
+LARGEST, LARGEST_IN_FILE = 2**28, 2**31
+# Decoded bytes per byte of a file beyond `LARGE`. Photographs have 2 to 100; a file of a few kilobytes that unfolds to
+# gigabytes is an accident or an attack.
+MOST_UNFOLDED = 500
 QUALITY = {"jpeg": "Q", "webp": "Q", "heif": "Q", "HEIF": "quality"}  # what the formats with a loss call it
 EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
 WITHOUT_ALPHA = {"jpeg", "BMP"}
@@ -107,9 +116,9 @@ def _named(path: Path | str) -> Iterator[None]:
 def _last_line(error: Exception) -> str:
     """The last line of a library's message: libvips lists what it tried first."""
     lines = str(error).strip().splitlines()
-    if lines and "not a known file format" in lines[-1]:
-        return "its content is of no known kind"
-    return lines[-1].strip().rstrip(".") if lines else type(error).__name__
+    if lines and lines[-1].startswith("unable to call"):  # all that pyvips says where libvips gives no reason
+        return "it is damaged"
+    return printable(lines[-1].strip().rstrip("."))[:200] if lines else type(error).__name__
 
 
 def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixels: int | None = None) -> Picture:
@@ -120,11 +129,12 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixel
     Args:
         path: of the file.
         scratch: where the pixels of a picture beyond `LARGE` lie; None: in memory.
-        most_pixels: a larger picture is refused before it is decoded; None: no limit.
+        most_pixels: a larger picture is refused before it is decoded; None: `LARGEST`, with ``scratch``
+            `LARGEST_IN_FILE`.
 
     Raises:
         UserError: the file is missing, empty or broken, of an unknown kind, too large, holds several pictures, or
-            values whose range is unknown.
+            values whose range is unknown; or there is no room for its pixels in the folder of ``scratch``.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -136,20 +146,42 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixel
             raise UserError("the file is empty")
         if start.startswith(b"\x89PNG") and b"acTL" in start.partition(b"IDAT")[0]:
             raise UserError("it is an animation and only still pictures can be restored; split it first")
+        most = most_pixels or (LARGEST if scratch is None else LARGEST_IN_FILE)
         if start[:2] == b"BM" or _is_heic(start):
-            return _with_pillow(path, most_pixels)
-        return _with_vips(path, scratch, most_pixels)
+            return _with_pillow(path, "BMP" if start[:2] == b"BM" else "HEIF", most)
+        loader = _loader(start)
+        if loader is None:
+            raise ValueError("its content is of no known kind")
+        return _with_vips(path, loader, scratch, most)
 
 
 def _is_heic(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")
 
 
-def _with_pillow(path: Path, most_pixels: int | None) -> Picture:
-    if path.suffix.lower() != ".bmp":
+def _loader(start: bytes) -> str | None:
+    """The loader of libvips for a file that begins so; None for all kinds but those of `FORMATS`.
+
+    Left to itself, libvips takes any kind that it knows, whatever the name says: also drawings (SVG), which can name
+    other files.
+    """
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "pngload"
+    if start.startswith(b"\xff\xd8\xff"):
+        return "jpegload"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "webpload"
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiffload"
+    return "heifload" if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis") else None
+
+
+def _with_pillow(path: Path, kind: str, most_pixels: int) -> Picture:
+    if kind == "HEIF":
         _register_heif()
-    with Image.open(path) as opened:
+    with Image.open(path, formats=[kind]) as opened:
         _check_size(*opened.size, most_pixels)
+        _check_unfolded(path, opened.width * opened.height, len(opened.getbands()))
         _check_pages(getattr(opened, "n_frames", 1))
         image = ImageOps.exif_transpose(opened)
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
@@ -180,23 +212,40 @@ def _check_pages(pages: int) -> None:
         raise UserError(f"it holds {pages} pictures and only still ones can be restored; split it first")
 
 
-def _check_size(width: int, height: int, most_pixels: int | None) -> None:
-    if most_pixels is not None and width * height > most_pixels:
+def _check_size(width: int, height: int, most_pixels: int) -> None:
+    if width * height > most_pixels:
         raise UserError(
             f"it has {width * height / 1e6:.1f} megapixels ({width}x{height}), and at most {most_pixels / 1e6:g} are "
             "taken here"
         )
 
 
-def _with_vips(path: Path, scratch: Scratch | None, most_pixels: int | None) -> Picture:
+def _check_unfolded(path: Path, pixels: int, bytes_of_each: int, scratch: Scratch | None = None) -> None:
+    """Raise `UserError` if a large picture is much more than its file, or more than there is room for."""
+    if pixels <= LARGE:
+        return
+    decoded, size = pixels * bytes_of_each, path.stat().st_size
+    if decoded > MOST_UNFOLDED * size:
+        raise UserError(f"its {size} bytes would become {decoded}, which no photograph does")
+    if scratch is not None and 2 * decoded > (free := shutil.disk_usage(scratch.folder).free):
+        raise UserError(
+            f"it needs {2 * decoded / 2**30:.1f} GiB beside the results, and '{scratch.folder}' has room for "
+            f"{free / 2**30:.1f}"
+        )
+
+
+def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: int) -> Picture:
     import pyvips
 
+    # libvips keeps what it has read, by the name of the file, and would give it again for another file of that name.
+    load = functools.partial(getattr(pyvips.Image, loader), os.fsencode(path), fail_on="truncated", revalidate=True)
     # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
-    image = pyvips.Image.new_from_file(str(path), fail_on="truncated", access="sequential")
+    image = load(access="sequential")
     _check_size(image.width, image.height, most_pixels)
+    _check_unfolded(path, image.width * image.height, image.bands * (2 if image.format == "ushort" else 1), scratch)
     if image.get_typeof("orientation") and image.get("orientation") > 1:
-        image = pyvips.Image.new_from_file(str(path), fail_on="truncated")
-    if not image.get("vips-loader").startswith("jpeg"):  # a phone's JPEG with a second view: its first picture counts
+        image = load()
+    if loader != "jpegload":  # a phone's JPEG with a second view: its first picture counts
         _check_pages(image.get_n_pages())
     image = image.autorot()
     deep = image.format == "ushort"
@@ -311,8 +360,8 @@ def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mappi
             exif.pop(ORIENTATION, None)
             known["exif"] = exif.tobytes()
         options = {**options, **known}
-    pixels = image.numpy()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(path, kind, **options)
+    pixels = image.numpy().reshape(image.height, image.width, image.bands)  # of a single grey pixel it is a number
+    Image.fromarray(pixels.squeeze(2) if image.bands == 1 else pixels).save(path, kind, **options)
 
 
 def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from opir_lightning.errors import UserError
 from opir_lightning.memory import Scratch, out_of_memory
+from opir_lightning.outside import printable
 from opir_lightning.picture_files import (
     FORMATS,
     LARGE,
@@ -232,7 +233,7 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
     """Restore what is not finished; prints failures as they come and a summary; returns the exit status."""
     waiting = jobs if args.overwrite else [job for job in jobs if not all(path.is_file() for path in job.outputs)]
     for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+        print(f"failed: {printable(line)}", file=sys.stderr)
     failures = len(failed)
     if waiting:
         from tqdm import tqdm
@@ -246,7 +247,7 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
                     failures += 1
                     reason = _reason(error)
                     named = reason if str(job.source) in reason else f"{job.source}: {reason}"
-                    tqdm.write(f"failed: {named}", file=sys.stderr)
+                    tqdm.write(f"failed: {printable(named)}", file=sys.stderr)
                 bar.update(number + 1 - bar.n)
     done, skipped = len(waiting) - failures + len(failed), len(jobs) - len(waiting)
     print(f"{done} restored, {skipped} already there, {failures} failed; results in {args.output}")
@@ -286,7 +287,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
 
     A large picture and its results lie in temporary files beside the results: the memory does not grow with it.
     """
-    bar.set_postfix_str(job.source.name)
+    bar.set_postfix_str(printable(job.source.name))
     start = bar.n
     scratch = Scratch(args.output)
     picture = read_picture(job.source, scratch=scratch)

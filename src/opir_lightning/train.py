@@ -48,8 +48,12 @@ def train(config: DictConfig) -> Path:
             return Path(plain["run_dir"])
         if resume:
             log.info("Going on from %s.", resume)
-    elif resume is not None and not Path(resume).is_file():
-        raise UserError(f"There is no checkpoint '{resume}' to resume from; give the path of a .ckpt file.")
+    elif resume is not None:
+        if not Path(resume).is_file():
+            raise UserError(f"There is no checkpoint '{resume}' to resume from; give the path of a .ckpt file.")
+        from opir_lightning.checkpoints import read_checkpoint
+
+        read_checkpoint(Path(resume))  # before anything else is loaded and built
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run

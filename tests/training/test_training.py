@@ -222,6 +222,12 @@ def test_an_unknown_task_or_code_is_named(tmp_path):
         train(configuration(tmp_path, "resume=nowhere.ckpt"))
 
 
+def test_a_file_to_go_on_from_that_is_no_checkpoint_is_refused_before_anything_is_built(tmp_path):
+    (tmp_path / "torn.ckpt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"torn\.ckpt' is not a training checkpoint"):
+        train(configuration(tmp_path, f"resume={tmp_path}/torn.ckpt"))
+
+
 def test_a_folder_of_another_preset_is_recognised(tmp_path):
     rain = tmp_path / "data" / "Train" / "Derain"
     for folder, name in (("rainy", "rain-1.png"), ("gt", "norain-1.png")):

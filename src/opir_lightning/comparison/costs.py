@@ -62,16 +62,14 @@ def build(group: Group) -> OPIR:
     Raises:
         UserError: it is not known, or none that can be built.
     """
-    from opir_lightning.checkpoints import check_settings, read_header
-    from opir_lightning.models import OPIR
+    from opir_lightning.checkpoints import read_header
+    from opir_lightning.fitting import build as build_network
 
     weights = next((run.weights for run in group.runs if run.weights is not None), None)
     if weights is not None:
-        settings = read_header(weights).settings
-    else:
-        settings = model_settings(next((run.config["model"] for run in group.runs if "model" in run.config), None))
-        check_settings(group.runs[0].path, settings)
-    return OPIR.from_settings(settings | ({"backend": "auto"} if "backend" in settings else {})).eval()
+        return build_network(weights, read_header(weights).settings)
+    settings = model_settings(next((run.config["model"] for run in group.runs if "model" in run.config), None))
+    return build_network(group.runs[0].path, settings)
 
 
 def model_settings(node: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ The log is framed as LevelDB's: blocks of 32 KiB, in each of them pieces of reco
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 import zlib
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opir_lightning.errors import UserError
+from opir_lightning.outside import parse_json, printable
 
 _BLOCK, _HEAD = 32768, 7
+_LARGEST = 2**28  # bytes; a long training's log has some ten million
 _MAGIC = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -53,6 +54,8 @@ def read_log(path: Path) -> OfflineLog:
     summary: dict[str, Any] = {}
     finished = False
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST} bytes")
         for data in _records(path.read_bytes()):
             record = proto.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
@@ -68,14 +71,14 @@ def read_log(path: Path) -> OfflineLog:
                 case "exit":
                     finished = record.exit.exit_code == 0
     except (DecodeError, OSError, ValueError) as error:
-        raise UserError(f"Its log '{path.name}' is damaged ({error}).") from error
+        raise UserError(f"Its log '{path.name}' is damaged ({printable(str(error))[:200]}).") from error
     return OfflineLog(config, history, summary, finished)
 
 
 def _values(items: Iterable[Any]) -> dict[str, Any]:
     values = {}
     for item in items:
-        value = json.loads(item.value_json)
+        value = parse_json(item.value_json)
         # What is not finite is written as a word.
         values["/".join(item.nested_key) or item.key] = (
             float(value) if value in ("Infinity", "-Infinity", "NaN") else value
@@ -91,7 +94,7 @@ def _records(content: bytes) -> Iterator[bytes]:
     """
     if content[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it does not begin as one")
-    place, pieces = len(_MAGIC), b""
+    place, pieces = len(_MAGIC), bytearray()  # which grows in place: of pieces there may be millions
     while place + _HEAD <= len(content):
         left = _BLOCK - place % _BLOCK
         if left < _HEAD:  # too little for a head: zeros
@@ -104,6 +107,8 @@ def _records(content: bytes) -> Iterator[bytes]:
         if checksum != zlib.crc32(piece, zlib.crc32(bytes([kind]))):
             raise ValueError(f"wrong checksum at byte {place}")
         place += _HEAD + length
-        pieces = piece if kind in (_WHOLE, _FIRST) else pieces + piece
+        if kind in (_WHOLE, _FIRST):
+            pieces.clear()
+        pieces += piece
         if kind in (_WHOLE, _LAST):
-            yield pieces
+            yield bytes(pieces)

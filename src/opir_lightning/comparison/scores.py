@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
+import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from opir_lightning.errors import UserError
+from opir_lightning.outside import parse_json, read_text
 
 Origin = Literal["validation", "test", "while training"]
+_LARGEST = 1e15  # no score, no step
 PROFILES = ("published", "full")
 
 
@@ -40,8 +41,8 @@ class SetScores(NamedTuple):
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise UserError("Its results.json is damaged: it is no JSON.") from error
     if not isinstance(content, dict):
         raise UserError("Its results.json is damaged: it is no table of names and values.")
@@ -77,10 +78,10 @@ def _scores(raw: dict[str, Any]) -> dict[str, float | None]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is, or says in words, a finite number."""
+    """Whether it is, or says in words, a finite number, of a size that can be summed and drawn."""
     try:
-        return not isinstance(value, bool | list | dict) and math.isfinite(float(value))
-    except (TypeError, ValueError):
+        return not isinstance(value, bool | list | dict) and abs(float(value)) <= _LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -89,9 +90,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError("Its log/metrics.csv is damaged.") from error
 
 

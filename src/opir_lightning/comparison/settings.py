@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from opir_lightning.errors import UserError
+from opir_lightning.outside import check_plain, read_text
 
 Flat = dict[str, Any]
 """Settings by their dotted name; lists stay whole."""
@@ -27,6 +28,8 @@ _TARGETS = re.compile(r"(.*\.)?_target_")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.\-]*)\}")  # resolvers, ${env:...}, are none: they could tell secrets
 _DEEPEST = 20  # references to references, before it must be a circle
 _LONGEST = 72  # characters of a group's name
+_LARGEST_YAML, _LONGEST_NUMBER = 2**18, 40  # bytes (a configuration has some 10 KB), characters
+_MOST_RESOLVED = 10**6  # characters, once all references are filled in
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,42 +39,82 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: it cannot be read as one.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        # The loader only adds refusals to those of PyYAML's safe one.
+        content = yaml.load(read_text(path, most=_LARGEST_YAML), Loader=_PlainLoader)
+        check_plain(content)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as YAML ({type(error).__name__}).") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' holds no settings.")
     return content
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """What programs write: short numbers, and no tables that are merged, which double with every line."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("it merges tables")
+        super().flatten_mapping(node)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return super().construct_yaml_int(_short(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        return super().construct_yaml_float(_short(node))
+
+    def construct_yaml_timestamp(self, node: yaml.ScalarNode) -> str:
+        return str(node.value)  # as Hydra reads it
+
+
+def _short(node: yaml.ScalarNode) -> yaml.ScalarNode:
+    if len(node.value) > _LONGEST_NUMBER:
+        raise yaml.YAMLError("a number has too many digits")
+    return node
+
+
+for _kind in ("int", "float", "timestamp"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", getattr(_PlainLoader, f"construct_yaml_{_kind}"))
+
+
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in references to other settings, ``${data.crop}``; what else stands in ``${...}`` stays as it is written.
 
     Raises:
-        UserError: references go round in a circle.
+        UserError: references go round in a circle, or unfold without end.
     """
-    return {str(key): _resolved(value, config, 0) for key, value in config.items()}
+    resolver = _Resolver(config)
+    return {str(key): resolver.resolved(value, 0) for key, value in config.items()}
 
 
-def _resolved(value: Any, config: Mapping[str, Any], depth: int) -> Any:
-    if depth > _DEEPEST:
-        raise UserError("Its settings refer to each other in a circle.")
-    if isinstance(value, Mapping):
-        return {str(key): _resolved(item, config, depth) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolved(item, config, depth) for item in value]
-    if not isinstance(value, str):
-        return value
-    whole = _REFERENCE.fullmatch(value)
-    if whole:
-        found, target = _look_up(whole[1], config)
-        return _resolved(target, config, depth + 1) if found else value
+class _Resolver:
+    """Fills in the references of one configuration, and counts what comes of it."""
 
-    def inside(match: re.Match[str]) -> str:
-        found, target = _look_up(match[1], config)
-        return str(_resolved(target, config, depth + 1)) if found else match[0]
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config, self.room = config, _MOST_RESOLVED
 
-    return _REFERENCE.sub(inside, value)
+    def resolved(self, value: Any, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise UserError("Its settings refer to each other in a circle.")
+        self.room -= 1 + (len(value) if isinstance(value, str) else 0)
+        if self.room < 0:
+            raise UserError("Its settings refer to each other until they fill the memory.")
+        if isinstance(value, Mapping):
+            return {str(key): self.resolved(item, depth) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.resolved(item, depth) for item in value]
+        if not isinstance(value, str):
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            found, target = _look_up(whole[1], self.config)
+            return self.resolved(target, depth + 1) if found else value
+
+        def inside(match: re.Match[str]) -> str:
+            found, target = _look_up(match[1], self.config)
+            return str(self.resolved(target, depth + 1)) if found else match[0]
+
+        return _REFERENCE.sub(inside, value)
 
 
 def _look_up(name: str, config: Mapping[str, Any]) -> tuple[bool, Any]:

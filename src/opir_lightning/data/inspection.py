@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from opir_lightning.data.images import IMAGE_SUFFIXES, list_images, read_rgb
+from opir_lightning.data.images import IMAGE_SUFFIXES, list_images, open_image, read_rgb
 from opir_lightning.data.overlaps import thumbnail
 from opir_lightning.data.sources import Item, PairedFolder, Source
 from opir_lightning.errors import UserError
@@ -272,12 +272,15 @@ def _decode(path: Path, name: str) -> _Decoded:
     """A file's pixels, and what is wrong with it."""
     try:
         pixels = read_rgb(path)
-        with Image.open(path) as image:
+    except UserError as error:
+        return _Decoded(None, UPRIGHT, False, [f"{name} cannot be read: {_reason(path, error.__cause__)}"])
+    try:
+        with open_image(path) as image:
             kind = unusual_kind(image)
             # Asking where the header has none would decode a PNG file once more, up to its end.
             turn = image.getexif().get(ORIENTATION, UPRIGHT) if "exif" in image.info else UPRIGHT
-    except UserError as error:
-        return _Decoded(None, UPRIGHT, False, [f"{name} cannot be read: {_reason(path, error.__cause__)}"])
+    except Exception as error:  # its pixels are fine: what is damaged are further pictures, or EXIF data
+        return _Decoded(None, UPRIGHT, False, [f"{name} is damaged behind its pixels: {_reason(path, error)}"])
     grey = kind == KINDS["L"]
     return _Decoded(pixels, turn, grey, [] if kind is None or grey else [f"{name} is {kind}, not 8-bit RGB"])
 

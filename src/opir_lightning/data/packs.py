@@ -22,18 +22,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image
 
-from opir_lightning.data.images import PictureFile
+from opir_lightning.data.images import PictureFile, open_image
 from opir_lightning.errors import UserError
 
 MAGIC = b"OPIRPK01"
 ALIGNMENT = 64
 END = struct.Struct("<QQ16s")
+DTYPES = ("|u1", "<u2", "<f4")  # of pictures and depth maps, as numpy writes them
 MOST_FILES = 256  # of a pack: what a killed build loses at most, and what a changed file makes anew
 
 Fingerprint: TypeAlias = list[str | int]
@@ -109,7 +109,7 @@ def _decoded_bytes(file: PictureFile) -> int:
     try:
         if file.kind == "depth":
             return file.path.stat().st_size
-        with Image.open(file.path) as image:
+        with open_image(file.path) as image:
             return image.width * image.height * 3
     except Exception:  # it will be reported by name when it is decoded
         return 0
@@ -200,6 +200,31 @@ def _remove_outdated(path: Path) -> None:
             unfinished.unlink()
 
 
+def _checked_index(packed: bytes, path: Path) -> list[dict[str, Any]]:
+    """The entries of an index; a checksum keeps accidents out, and not somebody who can compute one.
+
+    Raises:
+        DamagedPackError: it is not as `_build` writes it, or has pixels outside of the file.
+    """
+    try:
+        index = json.loads(packed)
+        size = path.stat().st_size
+        for entry in index:
+            kind, name, *numbers = entry["file"]
+            fine = kind in ("rgb", "depth") and isinstance(name, str) and list(map(type, numbers)) == [int, int]
+            if "broken" in entry:
+                fine &= isinstance(entry["broken"], str)
+            else:
+                offset, shape, dtype, _ = entry["place"]
+                fine &= dtype in DTYPES and type(offset) is int and all(type(n) is int and n >= 0 for n in shape)
+                fine &= 0 <= offset <= offset + math.prod(shape) * np.dtype(dtype).itemsize <= size
+            if not fine:
+                raise ValueError(entry)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedPackError(f"The index of the pack '{path}' is damaged.") from error
+    return index
+
+
 class Pack:
     """A pack, mapped into memory.
 
@@ -216,7 +241,7 @@ class Pack:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._index = json.loads(self._read_index())
+        self._index = _checked_index(self._read_index(), self.path)
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
         self._verified: set[int] = set()
         self.broken = {number: entry["broken"] for number, entry in enumerate(self._index) if "broken" in entry}

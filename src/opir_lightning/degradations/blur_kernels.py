@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from opir_lightning.degradations.base import numpy_generator
 from opir_lightning.errors import UserError
@@ -145,6 +146,8 @@ def gaussian_kernel(size: float) -> np.ndarray:
 
 
 KERNEL_FILES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+KERNEL_KINDS = ("PNG", "BMP", "TIFF", "JPEG")
+LARGEST_KERNEL = 1024  # pixels of a side; measured kernels have some hundred, most of them black
 
 
 def read_kernels(paths: Sequence[str | Path]) -> list[np.ndarray]:
@@ -171,7 +174,15 @@ def read_kernels(paths: Sequence[str | Path]) -> list[np.ndarray]:
 def _read_kernel(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"kernels: '{path}' is not there; it needs picture files of kernels, or folders of them.")
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    try:
+        with Image.open(path, formats=KERNEL_KINDS) as image:  # the header
+            if max(image.size) > LARGEST_KERNEL:
+                raise UserError(f"kernels: '{path}' has more than {LARGEST_KERNEL} pixels on a side.")
+        pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except UserError:
+        raise
+    except Exception:  # decoders raise whatever a broken file leads them to
+        pixels = None
     if pixels is None:
         raise UserError(f"kernels: '{path}' cannot be read as a picture.")
     rows, columns = np.nonzero(pixels)
