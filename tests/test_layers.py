@@ -44,7 +44,7 @@ MAY_KNOW = {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
         *BASE,
     },
-    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
+    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", "files", *BASE},
 }
 
 
