@@ -171,7 +171,7 @@ class RestorationData(LightningDataModule):
         return WatchedLoader(
             self.mixture,
             patience=self.stalled_after,
-            timeout=(self.stop_stalled_after or 0) if self.workers else 0,
+            limit=self.stop_stalled_after,
             batch_size=self.batch_size,
             sampler=SampleNumbers(count=self._epoch_count(), place=place, rank=rank, world=world),
             num_workers=self.workers,

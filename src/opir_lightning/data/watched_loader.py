@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -30,15 +31,18 @@ class WatchedLoader(DataLoader[Item]):
     Args:
         patience: seconds without a batch after which that is reported, with the state of the workers; again after
             twice, four times, ... as long. None: never.
-        **loader: as of `DataLoader`; its ``timeout`` ends the waiting.
+        limit: seconds without a batch after which the waiting ends, where there are workers; None: never.
+        **loader: as of `DataLoader`.
 
     Raises:
-        UserError: a worker is gone, or a batch has not come within ``timeout`` seconds. See `explain_lost_workers`.
+        UserError: a worker is gone, or a batch has not come within the limit. See `explain_lost_workers`.
     """
 
-    def __init__(self, *args: Any, patience: float | None = None, **loader: Any) -> None:
+    def __init__(self, *args: Any, patience: float | None = None, limit: float | None = None, **loader: Any) -> None:
+        # torch's own limit does not hold while it fetches what a worker has announced: there it waits for this worker.
+        loader["timeout"] = limit if limit and loader.get("num_workers") else 0
         super().__init__(*args, **loader)
-        self.patience = patience
+        self.patience, self.limit = patience, limit
         self.waited = 0.0
 
     def __iter__(self) -> Any:
@@ -55,6 +59,7 @@ class _Wait:
         self.workers = workers
         self.since: float | None = None  # when the main thread began to wait, while it does
         self.over = threading.Event()
+        self.given_up = False
 
 
 class _Batches(Iterator[Item]):
@@ -62,8 +67,9 @@ class _Batches(Iterator[Item]):
         self.loader, self.batches = loader, batches
         self.wait = _Wait(list(getattr(batches, "_workers", [])))
         weakref.finalize(self, self.wait.over.set)
-        if loader.patience is not None:
-            threading.Thread(target=_watch, args=(self.wait, loader.patience), name="loader watch", daemon=True).start()
+        if loader.patience is not None or loader.limit is not None:
+            limits = (loader.patience or math.inf, loader.limit or math.inf)
+            threading.Thread(target=_watch, args=(self.wait, *limits), name="loader watch", daemon=True).start()
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -75,8 +81,9 @@ class _Batches(Iterator[Item]):
         except StopIteration:
             self.wait.over.set()
             raise
-        except RuntimeError as error:
-            lost = _lost(str(error))
+        except (RuntimeError, OSError, EOFError) as error:
+            timed_out = self.wait.given_up or "DataLoader timed out" in str(error)
+            lost = _given_up(time.monotonic() - started) if timed_out else _lost(str(error))
             if lost is None:
                 raise
             _end(self.wait.workers)
@@ -97,13 +104,20 @@ def _end(workers: Sequence[Any]) -> None:
             worker.join(1)
 
 
-def _watch(wait: _Wait, patience: float) -> None:
+def _watch(wait: _Wait, patience: float, limit: float) -> None:
     began, due = None, patience
-    while not wait.over.wait(min(patience / 4, 1.0)):
+    while not wait.over.wait(min(patience / 4, limit / 4, 1.0)):
         since = wait.since
         if since != began:
             began, due = since, patience
-        if since is not None and time.monotonic() - since >= due:
+        if since is None:
+            continue
+        if time.monotonic() - since >= limit and wait.workers:
+            wait.given_up = True
+            for worker in wait.workers:
+                worker.kill()  # whatever the main thread is waiting in, it ends by that
+            return
+        if time.monotonic() - since >= due:
             due *= 2
             workers = _look(wait.workers)
             if wait.since == since:  # or the batch has come meanwhile
@@ -174,12 +188,14 @@ def explain_lost_workers() -> Iterator[None]:
         raise UserError(lost) from error
 
 
+def _given_up(seconds: float) -> str:
+    return (
+        f"No batch has come from the loader for {seconds:.0f} s (data.stop_stalled_after), so the training was "
+        f"stopped. {RESUME}, once the disk of data.root answers again."
+    )
+
+
 def _lost(message: str) -> str | None:
-    if found := re.search(r"DataLoader timed out after ([\d.]+) seconds", message):
-        return (
-            f"No batch has come from the loader for {float(found[1]):.0f} s (data.stop_stalled_after), so the training "
-            f"was stopped. {RESUME}, once the disk of data.root answers again."
-        )
     if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", message):
         how = re.search(r"killed by signal: (.+?)\.", message)
         name = "ended" if how is None else f"was killed ({how[1]})"

@@ -201,11 +201,11 @@ class FiniteSteps(Callback):
             )
         if self.row > self.in_a_row:
             raise UserError(
-                f"{found}, for the {self.row}th step in a row (callbacks.finite.in_a_row={self.in_a_row}); none of "
-                f"them was taken. {kept} Go on with a lower optimizer.lr and {resume}."
+                f"{found}; it is so for {self.row} steps in a row (callbacks.finite.in_a_row={self.in_a_row}), none of "
+                f"which was taken. {kept} Go on with a lower optimizer.lr and {resume}."
             )
         if kept or self.skipped & (self.skipped - 1) == 0:  # then at 16, 32, 64, ...
-            log.warning("%s; the step is skipped, the %d. of this training. %s", found, self.skipped, kept)
+            log.warning("%s; the step is skipped (%d so far). %s", found, self.skipped, kept)
 
     def _look_at(self, step: _Step) -> tuple[str, str]:
         """Keep the batches of a step; say what was found on them, and where they are."""
