@@ -16,19 +16,22 @@ from opir_lightning.training.module import RestorationModule
 
 log = logging.getLogger(__name__)
 SPREADS = 5  # windows over whose spreads the median is taken
+# Of the median of n normal values, in spreads and times the root of n: 1.253 deviations of 1.483 spreads each.
+STANDARD_ERROR = 1.86
+CERTAIN = 6  # standard errors: the lowest of hundreds of medians lies three below, and the latest may lie three above
 
 
 class Rise(NamedTuple):
     """The loss went up.
 
     Attributes:
-        since: last step of the window with the lowest median.
-        best, now: medians of that window and of the latest.
+        since: last step of the latest window whose median was still as good as the lowest.
+        start, now: medians of that window and of the latest.
         step: last step of the latest window.
     """
 
     since: int
-    best: float
+    start: float
     now: float
     step: int
 
@@ -39,8 +42,8 @@ class LossTrend:
     A rise is reported where the medians of `windows` windows one after the other lie above the lowest so far by more
     than `factor` spreads. The spread is the median distance of a window's losses from their median (the median over the
     last five windows up to the lowest), so the rule knows neither scale nor sign of the loss, a batch that is harder
-    than others does not move it, and neither do a few steps that jump and come back. It is reported once; a new lowest
-    median arms the rule again.
+    than others does not move it, and neither do a few steps that jump and come back. Short windows need a higher rise:
+    at least six standard errors of a median. It is reported once; a new lowest median arms the rule again.
     """
 
     def __init__(self, *, factor: float, windows: int) -> None:
@@ -49,7 +52,15 @@ class LossTrend:
 
     def reset(self) -> None:
         """Forget everything, as before the first window."""
-        self.state: dict[str, Any] = {"best": None, "since": 0, "spread": 0.0, "spreads": [], "above": 0, "said": False}
+        self.state: dict[str, Any] = {
+            "best": None,
+            "since": 0,
+            "start": 0.0,
+            "spread": 0.0,
+            "spreads": [],
+            "above": 0,
+            "said": False,
+        }
 
     def add(self, step: int, losses: list[float]) -> Rise | None:
         """Take in the losses of one window that ends with a step; what is not finite is left out."""
@@ -60,13 +71,16 @@ class LossTrend:
         spreads = [*state["spreads"], median(abs(loss - now) for loss in losses)][-SPREADS:]
         state["spreads"] = spreads
         if state["best"] is None or now <= state["best"]:
-            state.update(best=now, since=step, spread=median(spreads), above=0, said=False)
+            state.update(best=now, since=step, start=now, spread=median(spreads), above=0, said=False)
             return None
-        state["above"] = state["above"] + 1 if now - state["best"] > self.factor * state["spread"] else 0
+        enough = max(self.factor, CERTAIN * STANDARD_ERROR / math.sqrt(len(losses))) * state["spread"]
+        if now - state["best"] <= enough / 2:
+            state.update(since=step, start=now)
+        state["above"] = state["above"] + 1 if now - state["best"] > enough else 0
         if state["above"] < self.windows or state["said"]:
             return None
         state["said"] = True
-        return Rise(state["since"], state["best"], now, step)
+        return Rise(state["since"], state["start"], now, step)
 
 
 class RisingLoss(Callback):
@@ -114,7 +128,7 @@ class RisingLoss(Callback):
             log.warning(
                 "The loss has been rising since step %d: from %.4g to %.4g at step %d (medians of %d steps). A lower "
                 "optimizer.lr may help; checkpoints/best.ckpt is of the best validation so far.",
-                *(rise.since, rise.best, rise.now, rise.step, self.window),
+                *(rise.since, rise.start, rise.now, rise.step, self.window),
             )
 
     def state_dict(self) -> dict[str, Any]:
