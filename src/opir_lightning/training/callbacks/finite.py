@@ -161,9 +161,9 @@ class FiniteSteps(Callback):
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = [checkpoint["state_dict"], checkpoint.get("current_model_state", {})]
-        flags = [value.isfinite().all() for state in states for value in state.values()]
-        if not bool(torch.stack(flags).all()):
+        states = [checkpoint["state_dict"], checkpoint.get("current_model_state", checkpoint["state_dict"])]
+        finite = (torch.stack([value.isfinite().all() for value in state.values()]).all() for state in states)
+        if not all(map(bool, finite)):
             raise UserError(
                 f"After step {trainer.global_step} weights are not finite; no checkpoint was written, and those that "
                 "are there are older. Lower optimizer.lr, or set trainer.gradient_clip_val."
@@ -249,9 +249,13 @@ class FiniteSteps(Callback):
             "suspects": suspects,
             "settings": dict(module.config),
         }
-        save_batch(file, batch, about, numbers)
         labels = [f"{name} ({source}, {task})" for name, source, task in zip(batch.name, sources, tasks, strict=True)]
-        draw_batch(batch, labels, suspects).save(file.with_suffix(".png"))
+        try:
+            save_batch(file, batch, about, numbers)
+            draw_batch(batch, labels, suspects).save(file.with_suffix(".png"))
+        except OSError as error:  # a full disk is no reason to stop for
+            log.warning("The batch of step %d could not be kept: %s.", step.number, error)
+            return sources, suspects, None
         return sources, suspects, file
 
 
