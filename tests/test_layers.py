@@ -50,7 +50,7 @@ MAY_KNOW = {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
         *("fitting", "outside", *BASE),
     },
-    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
+    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", "files", *BASE},
 }
 
 

@@ -55,6 +55,7 @@ def train(config: DictConfig) -> Path:
 
         read_checkpoint(Path(resume))  # before anything else is loaded and built
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
+    from opir_lightning.data.watched_loader import explain_lost_workers
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
     from opir_lightning.training.callbacks import close_loggers
@@ -64,7 +65,8 @@ def train(config: DictConfig) -> Path:
     if in_sweep():
         refuse_processes(trainer)
     try:
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        with explain_lost_workers():
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         if trainer.interrupted:
             raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
         if trainer.is_global_zero:

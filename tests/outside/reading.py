@@ -33,8 +33,8 @@ def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
     from opir_lightning.data.packs import DamagedPackError, Pack
     from opir_lightning.degradations import Identity
     from opir_lightning.errors import UserError
-    from opir_lightning.restorer import Restorer
     from opir_lightning.picture_files import read_picture
+    from opir_lightning.restorer import Restorer
     from opir_lightning.resume import find_progress
 
     restorer = Restorer.from_pretrained(weights, device="cpu")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
+from torch import Tensor
 
 from opir_lightning.config import check_keys, config_dir, register_schemas
 from opir_lightning.train import assemble
@@ -38,3 +40,11 @@ def prepared(run_dir: Path, *overrides: str):
         plain = check_keys(compose("train", [*SHORT, f"run_dir={run_dir}", *overrides]))
     module, data, trainer, _ = assemble(plain)
     return module, data, trainer
+
+
+def sometimes_broken(clean: Tensor, *, generator: torch.Generator, severity: float) -> Tensor:
+    """A degradation of one's own that leaves a pixel that is no number in one picture of three."""
+    damaged = (clean + 0.1 * severity * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    if torch.rand((), generator=generator) < 1 / 3:
+        damaged[0, 10, 10] = torch.nan
+    return damaged

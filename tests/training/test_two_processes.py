@@ -29,7 +29,9 @@ TINY = [
     "trainer.enable_progress_bar=false",
     "callbacks.progress=null",
     "callbacks.ema.decay=0.9",
+    "callbacks.health=null",  # speed and memory are their own
 ]
+BREAKING = "data.train.noise.degradation={_target_:short_runs.sometimes_broken,_partial_:true}"
 
 
 def log_of_run(folder: Path, *overrides: str) -> list[dict[str, str]]:
@@ -37,7 +39,7 @@ def log_of_run(folder: Path, *overrides: str) -> list[dict[str, str]]:
     command = [sys.executable, "-m", "opir_lightning.train", *TINY, *overrides, f"hydra.run.dir={folder}"]
     done = subprocess.run(
         command, cwd=folder.parent, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with (folder / "log" / "metrics.csv").open(newline="") as file:
@@ -58,3 +60,19 @@ def test_two_processes_log_the_losses_and_scores_of_one_with_the_same_global_bat
             else:
                 tolerance = 1e-5 if name.startswith("train/") else 1e-4  # dB
                 assert math.isclose(float(value), float(shared[name]), abs_tol=tolerance, rel_tol=0), (name, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_steps_that_one_does(tmp_path, small_root):
+    """What is not finite in one of them is left out by both, and its statistics by both."""
+    settings = [f"data.root={small_root}", BREAKING, "trainer.limit_val_batches=0", "callbacks.best=null"]
+    one = log_of_run(tmp_path / "one", *settings, "data.batch_size=4")
+    two = log_of_run(tmp_path / "two", *settings, "data.batch_size=2", "trainer.devices=2")
+    assert len(one) == len(two) == 20
+    assert 0 < float(one[-1]["health/skipped_steps"]) < 20
+    for alone, shared in zip(one, two, strict=True):
+        assert alone["health/skipped_steps"] == shared["health/skipped_steps"]
+        losses = float(alone["train/loss"]), float(shared["train/loss"])
+        assert math.isclose(*losses, abs_tol=1e-4) or all(map(math.isnan, losses))
+    kept = sorted(file.name for file in (tmp_path / "two" / "bad_batches").glob("*.safetensors"))
+    assert {"rank0", "rank1"} == {name.split("_")[-1].removesuffix(".safetensors") for name in kept}

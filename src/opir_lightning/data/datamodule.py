@@ -26,6 +26,7 @@ from opir_lightning.data.samples import (
 )
 from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
+from opir_lightning.data.watched_loader import WatchedLoader
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.types import Batch
 
@@ -57,6 +58,9 @@ class RestorationData(LightningDataModule):
         packs: where decoded training pictures are kept: a folder, ``auto`` for one in the user's cache (only with a
             ``root``), or ``memory``.
         broken_share: a training picture that cannot be read is reported; a larger share of them than this stops.
+        stalled_after: seconds without a training batch after which that is reported; None: never.
+        stop_stalled_after: seconds without a training batch after which the training stops, where there are workers;
+            None: it goes on waiting.
     """
 
     def __init__(
@@ -80,10 +84,16 @@ class RestorationData(LightningDataModule):
         degrade_on: Literal["auto", "workers", "device"] = "auto",
         packs: str = "auto",
         broken_share: float = 0.0,
+        stalled_after: float | None = 120.0,
+        stop_stalled_after: float | None = None,
     ) -> None:
         super().__init__()
         if degrade_on not in ("auto", "workers", "device"):
             raise UserError(f"data.degrade_on is '{degrade_on}'; it must be auto, workers or device.")
+        for name, seconds in (("stalled_after", stalled_after), ("stop_stalled_after", stop_stalled_after)):
+            if seconds is not None and seconds <= 0:
+                raise UserError(f"data.{name} is {seconds:g}; it must be more than 0 seconds, or null.")
+        self.stalled_after, self.stop_stalled_after = stalled_after, stop_stalled_after
         self.root = None if root is None else Path(root)
         self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
         self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
@@ -148,35 +158,63 @@ class RestorationData(LightningDataModule):
         """The numbered samples, from where a resumed run left off: its steps tell how many were used."""
         assert self.mixture is not None
         trainer = self.trainer
-        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        global_batch = self.batch_size * world
-        batches = self.epoch_samples // global_batch
+        rank, world = self._rank_and_world()
         on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
 
         def place() -> tuple[int, int]:
-            if trainer is None:
-                return 0, 0
-            return samples_used(
-                trainer.global_step,
-                batches=batches,
-                accumulate=trainer.accumulate_grad_batches,
-                global_batch=global_batch,
-                limit=trainer.limit_train_batches,
-            )
+            return (0, 0) if trainer is None else self._place(trainer.global_step)
 
         # Or every worker has a pool of as many threads as there are cores. Not in the workers: a forked process that
         # changes the number waits for threads of its parent's pool, which it does not have.
         cv2.setNumThreads(1)
         self.mixture.degrade_here = self.degrade_on == "workers" or (self.degrade_on == "auto" and on_cpu)
-        return DataLoader(
+        return WatchedLoader(
             self.mixture,
+            patience=self.stalled_after,
+            limit=self.stop_stalled_after,
             batch_size=self.batch_size,
-            sampler=SampleNumbers(count=batches * global_batch, place=place, rank=rank, world=world),
+            sampler=SampleNumbers(count=self._epoch_count(), place=place, rank=rank, world=world),
             num_workers=self.workers,
             collate_fn=CollatePending(self.crop),
             persistent_workers=False,
             pin_memory=not on_cpu,
             drop_last=True,
+        )
+
+    def sample_numbers(self, step: int, batch_idx: int) -> list[int]:
+        """Numbers of the samples of one of this process's batches: ``mixture[number]`` makes each of them anew.
+
+        Args:
+            step: of the optimizer that the batch belongs to, since the beginning.
+            batch_idx: of the batch, in its epoch.
+        """
+        rank, world = self._rank_and_world()
+        first = self._place(step)[0] * self._epoch_count() + batch_idx * self.batch_size * world + rank
+        return list(range(first, first + self.batch_size * world, world))
+
+    def source_of(self, number: int) -> str:
+        """Name of the training source that a sample is drawn from."""
+        assert self.mixture is not None
+        return self.mixture.source_of(number)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _epoch_count(self) -> int:
+        """Samples of an epoch over all processes: whole batches only."""
+        global_batch = self.batch_size * self._rank_and_world()[1]
+        return self.epoch_samples // global_batch * global_batch
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch that a step is in, and how many of its samples, over all processes, were used before it."""
+        assert self.trainer is not None
+        global_batch = self.batch_size * self._rank_and_world()[1]
+        return samples_used(
+            step,
+            batches=self.epoch_samples // global_batch,
+            accumulate=self.trainer.accumulate_grad_batches,
+            global_batch=global_batch,
+            limit=self.trainer.limit_train_batches,
         )
 
     def on_after_batch_transfer(self, batch: Batch | PendingBatch, dataloader_idx: int) -> Batch:

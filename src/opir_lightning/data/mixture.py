@@ -90,7 +90,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         return {number: each for number, each in found.items() if getattr(each, "batched", False)}  # type: ignore[misc]
 
     def __getitem__(self, number: int) -> Sample | PairSample | CleanSample:
-        random = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
+        random = self._random(number)
         index = self._source(number, random.random())
         source, items = self.sources[index]
         item = items[int(random.integers(len(items)))]
@@ -113,6 +113,13 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
             clean = to_tensor(crops["image"])
             degraded = source.degrade(clean, item, generator, severity, depth)
         return Sample(centre(degraded, self.crop), centre(clean, self.crop), *about)
+
+    def source_of(self, number: int) -> str:
+        """Name of the source that the sample with this number comes from."""
+        return self.names[self._source(number, self._random(number).random())]
+
+    def _random(self, number: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.seed, number]))
 
     def _source(self, number: int, drawn: float) -> int:
         cumulative = self.cumulative

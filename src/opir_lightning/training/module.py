@@ -39,6 +39,18 @@ class Validated(NamedTuple):
     psnr: Tensor
 
 
+class Trained(NamedTuple):
+    """What the last training batch found, for the callbacks; detached, on the device.
+
+    Attributes:
+        loss: scalar, the mean over all processes: each of them knows the same.
+        terms: scalars by name, of this process's own batch; ``loss`` is what they add up to.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
 class RestorationModule(LightningModule):
     """Train a restoration network on batches of pairs, validate it on whole pictures.
 
@@ -71,6 +83,8 @@ class RestorationModule(LightningModule):
         self.make_optimizer, self.schedule = optimizer, schedule
         self.task_code, self.task_lr_factor, self.config = task_code, task_lr_factor, config
         self.val_sets = list(val_sets)
+        self.trained: Trained | None = None
+        self._gradient_norm: Tensor | None = None  # of the step under way, where somebody has measured it
         self._pictures: list[tuple[Tensor, Tensor]] = []  # of the validation under way: task and PSNR of every picture
         self.val_scores = nn.ModuleDict(
             {f"{stage}/{number}": MeanMetric() for stage in STAGES for number in range(len(self.val_sets))}
@@ -80,14 +94,19 @@ class RestorationModule(LightningModule):
         # After a resume at the end of an epoch Lightning counts one step too many, and would log under its number.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def restore_batch(self, batch: Batch) -> Restoration:
+        """The network's result for a training batch, told the tasks that it may be told."""
         given = batch.label_given if self.task_code == "blind" else torch.ones_like(batch.label_given)
-        restored = self.net(batch.degraded, task=torch.where(given, batch.task, -1))
+        return self.net(batch.degraded, task=torch.where(given, batch.task, -1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        restored = self.restore_batch(batch)
         total, terms = self.loss(restored, batch.clean, batch.task)
         named = restored.task_logits.argmax(1) == batch.task
         values = {"train/loss": total.detach(), **{f"train/{name}": value for name, value in terms.items()}}
         values["train/task_accuracy"] = named.float().mean()
         values = self._over_processes(values)
+        self.trained = Trained(values["train/loss"], {"loss": total.detach(), **terms})
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=len(batch.task))
         self.log_dict(values, batch_size=len(batch.task))
         return total
@@ -159,18 +178,31 @@ class RestorationModule(LightningModule):
         scheduler = LambdaLR(optimizer, [self._rate(group["lr_factor"]) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def measure_gradients(self, optimizer: Optimizer) -> Tensor:
+        """L2 norm, a scalar, of the gradients of the step under way, before they are clipped.
+
+        Whoever asks first measures; the others, and the clipping, take what was found.
+        """
+        if self._gradient_norm is None:
+            gradients = [parameter.grad for parameter in _parameters(optimizer) if parameter.grad is not None]
+            self._gradient_norm = nn.utils.get_total_norm(gradients)
+        return self._gradient_norm
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning refuses to clip for an optimizer in one pass under any mixed precision, because it might unscale the
-        # gradients itself; in bfloat16 they are not scaled.
-        if gradient_clip_val and self.trainer.precision == "bf16-mixed" and gradient_clip_algorithm in (None, "norm"):
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm") and not scaled:
+            # Lightning would measure the norm once more; and it refuses to clip for an optimizer in one pass under any
+            # mixed precision, because it might unscale the gradients itself; in bfloat16 they are not scaled.
+            norm = self.measure_gradients(optimizer)
+            nn.utils.clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self._gradient_norm = None
 
     def _rate(self, factor: float) -> Callable[[int], float]:
         return lambda step: factor * self.schedule(self.progress(step))
@@ -195,6 +227,10 @@ class RestorationModule(LightningModule):
         # Plain data: the file loads with torch's safe default, and the net can be rebuilt from it alone.
         checkpoint["config"] = dict(self.config)
         checkpoint["model_settings"] = self.net.settings
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def parameter_groups(net: nn.Module, task_lr_factor: float) -> list[dict[str, Any]]:

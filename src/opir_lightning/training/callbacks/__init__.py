@@ -1,19 +1,25 @@
-"""Callbacks: averaged weights, a compiled predictor, what a validation shows; and the way of it all to W&B."""
+"""Callbacks: averaged weights, a compiled predictor, a watch over the training, what a validation shows; and W&B."""
 
 from opir_lightning.training.callbacks.averaging import ExponentialMovingAverage
 from opir_lightning.training.callbacks.calibration import UncertaintyCalibration
 from opir_lightning.training.callbacks.compiled import CompiledPredictor
 from opir_lightning.training.callbacks.confusion import TaskConfusion
+from opir_lightning.training.callbacks.finite import FiniteSteps
+from opir_lightning.training.callbacks.health import TrainingHealth
 from opir_lightning.training.callbacks.operators import OperatorPictures
 from opir_lightning.training.callbacks.panels import PicturePanels
+from opir_lightning.training.callbacks.rising import RisingLoss
 from opir_lightning.training.callbacks.wandb_run import WandbRun, close_loggers
 
 __all__ = [
     "CompiledPredictor",
     "ExponentialMovingAverage",
+    "FiniteSteps",
     "OperatorPictures",
     "PicturePanels",
+    "RisingLoss",
     "TaskConfusion",
+    "TrainingHealth",
     "UncertaintyCalibration",
     "WandbRun",
     "close_loggers",

@@ -9,6 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from opir_lightning.training.callbacks.finite import was_skipped
+
 
 class ExponentialMovingAverage(WeightAveraging):
     """Exponential moving average of the weights; validated, saved and kept in place of the live ones.
@@ -31,6 +33,14 @@ class ExponentialMovingAverage(WeightAveraging):
         # It is made before the module is moved. Left on the CPU, every update copied every tensor there, one by one.
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step > self._latest_update_step and self.should_update(step_idx=step - 1) and was_skipped(trainer):
+            self._latest_update_step = step  # or the next part of an accumulated step would make up for it
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run that is resumed after its last step has no end of its training, and would keep the live weights.

@@ -33,6 +33,9 @@ SUMMARIES = (
     ("train/", "min,last"),
     ("val/", "max,last"),
     ("val_task/", "max,last"),
+    ("health/samples_per_second", "mean,last"),
+    ("health/data_wait", "mean,last"),
+    ("health/", "max,last"),
 )
 PATIENCE = 3  # failures one after the other, after which W&B is left alone
 LOGIN_SECONDS = 60  # in a terminal W&B asks for an account where it knows none
