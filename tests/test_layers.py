@@ -20,6 +20,7 @@ MAY_KNOW = {
     "types": set(),
     "errors": set(),
     "threads": set(),
+    "trials": set(),
     "files": set(),
     "memory": set(),
     "picture_files": {"files", "memory", *BASE},
@@ -42,7 +43,7 @@ MAY_KNOW = {
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
-        *BASE,
+        *("trials", *BASE),
     },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
 }
