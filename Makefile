@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ablations test check clean
+.PHONY: help setup demo ablations search test check clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -30,6 +30,11 @@ ablations: setup ## a small ablation on the embedded photographs, some 40 minute
 	$(PY) -m opir_lightning.train -m experiment=ablation/small \
 	    hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.launcher.verbose=10
 	$(PY) -m opir_lightning.compare outputs/ablation/small/*/ -o experiments/ablations/small
+
+search: setup    ## a small search on the embedded photographs, in two processes; goes on where it was cut
+	$(PY) -m opir_lightning.search search=small & other=$$!; \
+	    $(PY) -m opir_lightning.search search=small; status=$$?; wait $$other && exit $$status
+	$(PY) -m opir_lightning.compare outputs/search/small -o experiments/search/small
 
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile
