@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from opir_lightning import search as search_module
 from opir_lightning.comparison.searches import COMPLETE, CUT_OFF, FAILED, read_search
 from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
-from opir_lightning.search import LOCK, search
+from opir_lightning.search import DRAWING, LOCK, search
 from opir_lightning.trials import INSTEAD_OF, trial_folder
 
 optuna = pytest.importorskip("optuna", reason="the package 'optuna' is not installed")
@@ -134,21 +135,35 @@ def test_a_trial_that_another_process_is_at_is_left_to_it_and_counts(tmp_path):
         assert [trial.state.name for trial in search(config).trials] == ["RUNNING"]
 
 
-def test_two_processes_that_start_together_draw_other_settings(tmp_path, monkeypatch):
-    """The second one begins while the first is at its first trial; a training that takes no time stands for both."""
-    config = configuration(tmp_path, {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, "search.trials=2")
-    drawn = []
+def test_one_process_draws_at_a_time_and_none_waits_for_a_training(tmp_path, monkeypatch):
+    """Processes that drew together would draw the same. A training that takes no time stands for the real one."""
+    config = configuration(tmp_path, {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, "search.trials=3")
+    drawn, held = [], []
+
+    def is_held() -> bool:
+        try:
+            with FileLock(tmp_path / DRAWING, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def drawing(*arguments):
+        held.append(("drawing", is_held()))
+        return suggest(*arguments)
 
     def training(trial, own, folder):
+        held.append(("training", is_held()))
         drawn.append(own.optimizer.lr)
         if len(drawn) == 1:
-            search(config)
+            search(config)  # another process, which does the others
         return 1.0
 
-    monkeypatch.setattr("opir_lightning.search._train", training)
-    study = search(config)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
-    assert len(set(drawn)) == 2
+    suggest = search_module._suggest
+    monkeypatch.setattr(search_module, "_suggest", drawing)
+    monkeypatch.setattr(search_module, "_train", training)
+    assert [trial.state.name for trial in search(config).trials] == ["COMPLETE"] * 3
+    assert set(held) == {("drawing", True), ("training", False)}
+    assert len(set(drawn)) == 3
 
 
 @pytest.mark.parametrize("name", FILES)
