@@ -35,10 +35,7 @@ PADDINGS = ("reflect", "zeros", "replicate")
 SIZES = [(64, 64), (65, 300), (96, 128), (131, 77), (200, 333)]
 
 
-SMALLER = {
-    **{"width": 8, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1], "unshuffle": 4, "features": 8},
-    "dilations": [1, 4],
-}
+SMALLER = {"width": 8, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1], "unshuffle": 4, "features": 8}
 
 
 def tiny(*, whole: bool = False, seed: int = 1) -> OPIR:
