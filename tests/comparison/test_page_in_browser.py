@@ -18,27 +18,33 @@ from opir_lightning.comparison.report import Options, compare  # noqa: E402
 PATIENCE = 180_000  # milliseconds, for machines that have other things to do
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
 @contextmanager
-def browser_with(runs: Path, folder: Path) -> Iterator:
+def page_of(runs: Path, folder: Path, browser) -> Iterator:
     """The page of a comparison, opened from its file; it may ask for nothing and complain of nothing."""
     compare([runs], Options(folder, pictures=2))
     asked, said = [], []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.goto((folder / "index.html").as_uri())
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((folder / "index.html").as_uri())
+    yield page
+    page.close()
     assert [url for url in asked if not url.startswith("data:")] == [(folder / "index.html").as_uri()]
     assert said == []
 
 
 @pytest.fixture(scope="module")
-def opened(sweep, tmp_path_factory) -> Iterator:
-    with browser_with(sweep, tmp_path_factory.mktemp("comparison")) as page:
+def opened(sweep, browser, tmp_path_factory) -> Iterator:
+    with page_of(sweep, tmp_path_factory.mktemp("comparison"), browser) as page:
         yield page
 
 
@@ -79,8 +85,8 @@ def test_a_table_sorts_by_a_click_and_by_the_keyboard(opened):
     assert header.get_attribute("aria-sort") == "none"
 
 
-def test_a_search_shows_its_plots_and_its_trials_sort_by_value_and_by_state(searched, tmp_path):
-    with browser_with(searched, tmp_path) as page:
+def test_a_search_shows_its_plots_and_its_trials_sort_by_value_and_by_state(searched, browser, tmp_path):
+    with page_of(searched, tmp_path, browser) as page:
         assert page.locator("h2").first.inner_text() == "Search demo"
         assert_images_show(page, 5 + 3)  # of the search; bars of PSNR and SSIM, PSNR against MACs
         head = page.locator("table").first
