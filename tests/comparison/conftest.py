@@ -48,6 +48,12 @@ def run(folder: Path, root: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture
+def no_plots(monkeypatch):
+    """Bars and curves take as long as the rest of a comparison; for tests that look at something else."""
+    monkeypatch.setattr("opir_lightning.comparison.report._plots", lambda *_: [])
+
+
+@pytest.fixture
 def train_run():
     return run
 

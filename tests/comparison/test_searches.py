@@ -67,6 +67,7 @@ def test_the_plots_are_in_the_page_and_ask_for_nothing(compared):
     assert "<b>" not in part  # a setting of that name is only ever text
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_of_a_search_brings_its_search_and_only_itself(searched, tmp_path, capsys):
     single, best, pruned = searched.parent / "single", trial_folder(searched, 1), trial_folder(searched, 2)
     done = compare([best, single, pruned], Options(tmp_path, pictures=0))
