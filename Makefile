@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ablations test coverage slow check lock lock-check licences audit wheel wheel-test hooks clean
+.PHONY: help setup demo ablations search test coverage slow check lock lock-check licences audit wheel wheel-test hooks clean
 
 help:            ## show the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -39,6 +39,11 @@ ablations: setup ## a small ablation on the embedded photographs, some 40 minute
 	    hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.launcher.verbose=10
 	$(PY) -m opir_lightning.compare outputs/ablation/small/*/ -o experiments/ablations/small \
 	    --against small-learned-stages_2-parameters_after --pictures 1
+
+search: setup    ## a small search on the embedded photographs, in two processes; goes on where it was cut
+	$(PY) -m opir_lightning.search search=small & other=$$!; \
+	    $(PY) -m opir_lightning.search search=small; status=$$?; wait $$other && exit $$status
+	$(PY) -m opir_lightning.compare outputs/search/small -o experiments/search/small
 
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -24,14 +24,19 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="opir-cache-")  # packs o
 
 @pytest.fixture(scope="session")
 def small_root(tmp_path_factory) -> Path:
-    """A data root with two small pictures: scoring the embedded ones takes most of the time of a short training."""
+    """A data root with a few small pictures, one to validate on.
+
+    Decoding and scoring the embedded ones takes most of the time of a short training.
+    """
     from PIL import Image
 
     from opir_lightning.data.sources import EMBEDDED
 
     root = tmp_path_factory.mktemp("pictures")
-    for folder, name, side in (("BSD400", "train/wine.jpg", 100), ("BSD-val-rest", "heldout/friends.jpg", 64)):
-        (root / folder).mkdir()
-        with Image.open(EMBEDDED / name) as picture:
-            picture.crop((100, 100, 100 + side, 100 + side)).save(root / folder / "one.png")
+    photographs = ("train/wine.jpg", "train/free.jpg", "train/life.jpg", "heldout/friends.jpg")
+    for path in map(Path, photographs):
+        folder, side = ("BSD400", 100) if path.parent.name == "train" else ("BSD-val-rest", 64)
+        (root / folder).mkdir(exist_ok=True)
+        with Image.open(EMBEDDED / path) as picture:
+            picture.crop((100, 100, 100 + side, 100 + side)).save(root / folder / f"{path.stem}.png")
     return root

@@ -21,6 +21,7 @@ MAY_KNOW = {
     "errors": set(),
     "outside": BASE,
     "threads": set(),
+    "trials": set(),
     "files": set(),
     "memory": set(),
     "picture_files": {"files", "memory", "outside", *BASE},
@@ -48,7 +49,7 @@ MAY_KNOW = {
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
-        *("fitting", "outside", *BASE),
+        *("fitting", "outside", "trials", *BASE),
     },
     "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", "files", *BASE},
 }

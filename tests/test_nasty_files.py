@@ -280,8 +280,8 @@ def test_a_file_that_may_not_be_read_is_named(weights, capsys):
 def test_nothing_but_results_lies_in_the_folder_after_a_run(weights, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(smooth()).save(tmp_path / "in" / "a.png")
-    done = subprocess.run(command(weights, tmp_path / "in", "-o", tmp_path / "out"), check=False, capture_output=True)
-    assert done.returncode == 0
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--device", "cpu"]
+    assert main([*map(str, arguments)]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from opir_lightning import search as search_module
+from opir_lightning.comparison.searches import COMPLETE, CUT_OFF, FAILED, read_search
 from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
-from opir_lightning.search import INSTEAD_OF, search
+from opir_lightning.search import DRAWING, LOCK, search
+from opir_lightning.trials import INSTEAD_OF, trial_folder
 
 optuna = pytest.importorskip("optuna", reason="the package 'optuna' is not installed")
 register_schemas()
@@ -39,6 +44,12 @@ SMALL = [
     "model.features=8",
     "model.code_crop=32",
 ]
+FILES = sorted(path.stem for path in (Path(config_dir()) / "search").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(small_root, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SMALL", [*SMALL, f"data.root={small_root}"])
 
 
 def configuration(run_dir: Path, space: dict, *overrides: str):
@@ -77,6 +88,12 @@ def test_a_search_goes_on_where_it_was_cut_off_and_past_a_trial_that_fails(tmp_p
     assert (tmp_path / "plots" / "history.png").is_file()
     assert "++optimizer.lr=" in (tmp_path / "best.txt").read_text()
     assert len(search(config).trials) == 3  # nothing is left to do
+    read = read_search(tmp_path)  # what is left for others to read
+    assert (read.metric, read.best) == ("val/psnr", read.trials[2])
+    assert [trial.state for trial in read.trials] == [CUT_OFF, FAILED, COMPLETE]
+    assert [trial.steps for trial in read.trials] == [None, None, 4]
+    assert list(read.best.validations.values())[-1] == read.best.value
+    assert [int(trial["steps"] or 0) for trial in trials_of(tmp_path)] == [0, 0, 4]
 
 
 @pytest.mark.parametrize(
@@ -105,3 +122,53 @@ def test_a_run_that_lags_behind_is_pruned(tmp_path):
     assert trial.state.name == "PRUNED"
     assert sorted(trial.intermediate_values) == [0, 1]
     assert not (tmp_path / "best.txt").exists()
+    assert [int(trial["steps"]) for trial in trials_of(tmp_path)] == [4]
+
+
+def test_a_trial_that_another_process_is_at_is_left_to_it_and_counts(tmp_path):
+    config = configuration(tmp_path, {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, "search.trials=0")
+    search(config).ask()
+    config.search.trials = 1
+    folder = trial_folder(tmp_path, 0)
+    folder.mkdir(parents=True)
+    with FileLock(folder / LOCK):
+        assert [trial.state.name for trial in search(config).trials] == ["RUNNING"]
+
+
+def test_one_process_draws_at_a_time_and_none_waits_for_a_training(tmp_path, monkeypatch):
+    """Processes that drew together would draw the same. A training that takes no time stands for the real one."""
+    config = configuration(tmp_path, {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, "search.trials=3")
+    drawn, held = [], []
+
+    def is_held() -> bool:
+        try:
+            with FileLock(tmp_path / DRAWING, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def drawing(*arguments):
+        held.append(("drawing", is_held()))
+        return suggest(*arguments)
+
+    def training(trial, own, folder):
+        held.append(("training", is_held()))
+        drawn.append(own.optimizer.lr)
+        if len(drawn) == 1:
+            search(config)  # another process, which does the others
+        return 1.0
+
+    suggest = search_module._suggest
+    monkeypatch.setattr(search_module, "_suggest", drawing)
+    monkeypatch.setattr(search_module, "_train", training)
+    assert [trial.state.name for trial in search(config).trials] == ["COMPLETE"] * 3
+    assert set(held) == {("drawing", True), ("training", False)}
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_search_file_names_settings_that_there_are(name, tmp_path):
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        config = compose("search", [f"search={name}", f"run_dir={tmp_path}", "search.trials=0"])
+    assert search(config).trials == []
+    assert config.search.space

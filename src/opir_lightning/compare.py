@@ -15,9 +15,10 @@ from opir_lightning.errors import UserError
 from opir_lightning.threads import limit_spinning
 
 EPILOG = """\
-RUN is the folder of a training or of an evaluation, a Weights & Biases folder offline-run-*, or a folder of such, as a
-sweep leaves. Runs that differ in nothing but the seed are one group. The results are index.html, a page that needs
-nothing else, scores.csv, runs.csv, differences.csv, tables.md, tables.tex and the plots as PDF.
+RUN is the folder of a training, of an evaluation or of a search, a Weights & Biases folder offline-run-*, or a folder
+of such, as a sweep leaves. Runs that differ in nothing but the seed are one group. Of a search, all trials are shown,
+and the complete ones are runs. The results are index.html, a page that needs nothing else, scores.csv, runs.csv,
+differences.csv, of searches trials.csv, tables.md, tables.tex and the plots as PDF.
 Exit status: 0 compared (what is broken or unfinished is named and left out), 1 nothing to compare, 2 wrong usage."""
 
 

@@ -10,6 +10,7 @@ import csv
 import json
 import logging
 import shlex
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,19 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.threads import limit_spinning
+from opir_lightning.trials import INSTEAD_OF, JOURNAL, METRIC, STEPS, trial_folder
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
-LOCK = "running.lock"
-INSTEAD_OF = "instead_of"  # attribute of a trial: the number of the one that was cut off
+LOCK = "running.lock"  # in the folder of a trial, for as long as its process is at it
+DRAWING = "drawing.lock"  # in that of the search, while settings or plots are drawn
 
 register_schemas()
 limit_spinning()
@@ -57,7 +59,7 @@ def search(config: DictConfig) -> optuna.Study:
     settings, folder = plain["search"], Path(plain["run_dir"])
     _check_space(config)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = str(folder / "journal.log")
+    journal = str(folder / JOURNAL)
     storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
     study = optuna.create_study(
         storage=storage,
@@ -66,55 +68,66 @@ def search(config: DictConfig) -> optuna.Study:
         load_if_exists=True,
         pruner=instantiate(settings["pruner"]),
     )
-    # With the seed of its beginning a search that goes on would draw what it has drawn already.
-    study.sampler = instantiate(settings["sampler"], seed=plain["seed"] + len(study.trials))
-    _requeue_cut_off(study, folder)
+    study.set_user_attr(METRIC, settings["metric"])
     log.info("%d trials are done, %d are wanted. Journal: %s", len(_done(study)), settings["trials"], journal)
-    study.optimize(
-        lambda trial: _run_trial(trial, config),
-        timeout=settings["timeout"],
-        n_trials=max(settings["trials"] - len(_done(study)), 0),
-        callbacks=[
-            lambda study, trial: _say(study, trial, settings["trials"]),
-            lambda study, _: _write(study, folder),
-            lambda study, _: study.stop() if len(_done(study)) >= settings["trials"] else None,
-        ],
-        catch=(Exception,),  # it is in the journal and in the log, and the next trial begins
-    )
-    _write(study, folder)
-    return study
+    drawing, began = FileLock(folder / DRAWING), time.monotonic()
+    while True:
+        # Two processes that draw at the same time would draw the same, or take the other's new trial for one cut off.
+        with drawing:
+            _requeue_cut_off(study, folder)
+            _write(study, folder)
+            late = settings["timeout"] is not None and time.monotonic() - began >= settings["timeout"]
+            if late or len(_done(study)) + len(_running(study)) >= settings["trials"]:
+                return study
+            # From the number of the trial: with the seed of its beginning a search that goes on would repeat itself.
+            study.sampler = instantiate(settings["sampler"], seed=plain["seed"] + len(study.trials))
+            study.optimize(
+                lambda trial: _run_trial(trial, config, drawing),
+                n_trials=1,
+                callbacks=[lambda study, trial: _say(study, trial, settings["trials"])],
+                catch=(Exception,),  # it is in the journal and in the log, and the next trial begins
+            )
 
 
-def _run_trial(trial: optuna.Trial, config: DictConfig) -> float:
-    """Train with what the trial suggests; its value is the metric at the last validation."""
-    folder = _folder(Path(str(config.run_dir)), trial.number)
+def _run_trial(trial: optuna.Trial, config: DictConfig, drawing: BaseFileLock) -> float:
+    """Train with what the trial suggests; its value is the metric at the last validation.
+
+    The lock of drawing is given back once the settings are drawn and the trial's folder is held.
+    """
+    folder = trial_folder(Path(str(config.run_dir)), trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # goes with this process, however that ends
-        from opir_lightning.provenance import provenance
-        from opir_lightning.report import report_run
-        from opir_lightning.train import assemble
-        from opir_lightning.training.callbacks import close_loggers
-        from opir_lightning.training.callbacks.pruning import PruneTrial
-
         own = config.copy()
         for path, values in own.search.space.items():
             OmegaConf.update(own, str(path), _suggest(trial, str(path), values), force_add=True)
-        own.run_dir = str(folder)
-        plain = check_keys(own)
-        (folder / "config").mkdir(exist_ok=True)
-        OmegaConf.save(OmegaConf.create(plain), folder / "config" / "config.yaml")
-        metric, started = plain["search"]["metric"], provenance()
-        module, data, trainer, _ = assemble(plain, callbacks=[PruneTrial(trial, metric)])
-        try:
-            trainer.fit(module, data, weights_only=True)
-        except (KeyboardInterrupt, SystemExit):
-            _enqueue_again(trial.study, trial)
-            raise
-        finally:
-            close_loggers(trainer)
-        value = float(trainer.callback_metrics[metric])
-        report_run(module.net, data, plain, folder, steps=trainer.global_step, started=started)
-        return value
+        drawing.release()
+        return _train(trial, own, folder)
+
+
+def _train(trial: optuna.Trial, config: DictConfig, folder: Path) -> float:
+    from opir_lightning.provenance import provenance
+    from opir_lightning.report import report_run
+    from opir_lightning.train import assemble
+    from opir_lightning.training.callbacks import close_loggers
+    from opir_lightning.training.callbacks.pruning import PruneTrial
+
+    config.run_dir = str(folder)
+    plain = check_keys(config)
+    (folder / "config").mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create(plain), folder / "config" / "config.yaml")
+    metric, started = plain["search"]["metric"], provenance()
+    module, data, trainer, _ = assemble(plain, callbacks=[PruneTrial(trial, metric)])
+    try:
+        trainer.fit(module, data, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        _enqueue_again(trial.study, trial)
+        raise
+    finally:
+        trial.set_user_attr(STEPS, trainer.global_step)
+        close_loggers(trainer)
+    value = float(trainer.callback_metrics[metric])
+    report_run(module.net, data, plain, folder, steps=trainer.global_step, started=started)
+    return value
 
 
 def _suggest(trial: optuna.Trial, path: str, values: Any) -> Any:
@@ -154,7 +167,7 @@ def _requeue_cut_off(study: optuna.Study, folder: Path) -> None:
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        own = _folder(folder, trial.number)
+        own = trial_folder(folder, trial.number)
         own.mkdir(parents=True, exist_ok=True)
         with suppress(Timeout), FileLock(own / LOCK, timeout=0):  # held: another process is at it
             study.tell(trial.number, state=TrialState.FAIL)
@@ -171,6 +184,13 @@ def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     trials = study.get_trials(deepcopy=False)
     replaced = {trial.user_attrs.get(INSTEAD_OF) for trial in trials}
     return [trial for trial in trials if trial.state.is_finished() and trial.number not in replaced]
+
+
+def _running(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that other processes are at, once those that were cut off have been sorted out."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def _say(study: optuna.Study, trial: optuna.trial.FrozenTrial, wanted: int) -> None:
@@ -193,10 +213,10 @@ def _write(study: optuna.Study, folder: Path) -> None:
     names = sorted({name for trial in trials for name in trial.params})
     with (folder / "trials.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["trial", "state", "value", "seconds", *names])
+        table.writerow(["trial", "state", "value", "steps", "seconds", *names])
         for trial in trials:
             seconds = "" if trial.duration is None else round(trial.duration.total_seconds(), 1)
-            row = [trial.number, trial.state.name.lower(), trial.value, seconds]
+            row = [trial.number, trial.state.name.lower(), trial.value, trial.user_attrs.get(STEPS), seconds]
             table.writerow([*row, *(trial.params.get(name, "") for name in names)])
     if _complete(study):
         overrides = [f"++{name}={value}" for name, value in study.best_params.items()]
@@ -231,10 +251,6 @@ def _plot(study: optuna.Study, folder: Path) -> None:
             figure = (axes.flat[0] if hasattr(axes, "flat") else axes).get_figure()
             figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
             plt.close(figure)
-
-
-def _folder(run_dir: Path, number: int) -> Path:
-    return run_dir / "trials" / f"{number:04d}"
 
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="search")

@@ -153,6 +153,7 @@ def test_the_page_asks_for_nothing_and_shows_the_pictures_that_were_scored(sweep
         assert all(min(abs(value - s) for s in scored) < 0.011 for value in said)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_another_reference_turns_the_differences_round(sweep, compared, tmp_path):
     _, folder = compared
     assert main([str(sweep), "-o", str(tmp_path), "--against", str(sweep / "2"), "--pictures", "0"]) == 0
@@ -161,6 +162,7 @@ def test_another_reference_turns_the_differences_round(sweep, compared, tmp_path
     assert {r["group"] for r in back} == {NAMES[0]}
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_what_is_broken_or_unfinished_is_named_and_the_rest_compared(sweep, tmp_path, capsys):
     unfinished = copied(sweep / "0", tmp_path / "unfinished")
     (unfinished / "results.json").unlink()
@@ -225,6 +227,7 @@ def test_what_runs_say_is_only_ever_text(sweep, tmp_path):
     assert "<script" not in (tmp_path / "out" / "tables.md").read_text()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_no_class_but_those_of_this_program_is_built_from_a_runs_settings(sweep, tmp_path):
     trap = tmp_path / "sprung"
     call = {"_target_": "pathlib.Path.touch", "self": str(trap)}
@@ -242,6 +245,7 @@ def test_no_class_but_those_of_this_program_is_built_from_a_runs_settings(sweep,
     assert not trap.exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_pictures_of_weights_that_are_gone_or_changed_are_not_shown_and_that_is_said(sweep, tmp_path):
     other = copied(sweep / "2", tmp_path / "other")
     shutil.copy(sweep / "1" / "model.safetensors", other)
@@ -254,6 +258,7 @@ def test_pictures_of_weights_that_are_gone_or_changed_are_not_shown_and_that_is_
     assert "image/webp" not in page
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_other_degraded_pictures_are_not_compared(sweep, tmp_path):
     other = copied(sweep / "2", tmp_path / "other")
     content = json.loads((other / "results.json").read_text())
@@ -276,6 +281,7 @@ def evaluated(weights: Path, folder: Path, root: Path, *overrides: str) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_an_evaluation_goes_with_the_training_of_its_weights(sweep, tmp_path):
     root = tmp_path / "sets"
     shutil.copytree(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,22 +19,33 @@ PATIENCE = 180_000  # milliseconds, for machines that have other things to do
 
 
 @pytest.fixture(scope="module")
-def opened(sweep, tmp_path_factory) -> Iterator:
-    """The page of the sweep, opened from its file; it may ask for nothing and complain of nothing."""
-    folder = tmp_path_factory.mktemp("comparison")
-    compare([sweep], Options(folder, pictures=2))
-    asked, said = [], []
+def browser() -> Iterator:
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.goto((folder / "index.html").as_uri())
-        yield page
-        browser.close()
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def page_of(runs: Path, folder: Path, browser) -> Iterator:
+    """The page of a comparison, opened from its file; it may ask for nothing and complain of nothing."""
+    compare([runs], Options(folder, pictures=2))
+    asked, said = [], []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((folder / "index.html").as_uri())
+    yield page
+    page.close()
     assert [url for url in asked if not url.startswith("data:")] == [(folder / "index.html").as_uri()]
     assert said == []
+
+
+@pytest.fixture(scope="module")
+def opened(sweep, browser, tmp_path_factory) -> Iterator:
+    with page_of(sweep, tmp_path_factory.mktemp("comparison"), browser) as page:
+        yield page
 
 
 def column(page, table: int, number: int) -> list[str]:
@@ -40,13 +53,18 @@ def column(page, table: int, number: int) -> list[str]:
     return [rows.nth(i).locator("th, td").nth(number).inner_text() for i in range(rows.count())]
 
 
-def test_every_image_shows_and_is_described(opened):
-    images = opened.locator("img")
-    assert images.count() == 4 + 2 * 8
-    for index in range(images.count()):
+def assert_images_show(page, count: int) -> None:
+    """Each is described, too."""
+    images = page.locator("img")
+    assert images.count() == count
+    for index in range(count):
         image = images.nth(index)
         assert image.evaluate("element => element.decode().then(() => element.naturalWidth)") > 50
         assert len(image.get_attribute("alt")) > 10
+
+
+def test_every_image_shows_and_is_described(opened):
+    assert_images_show(opened, 4 + 2 * 8)
 
 
 def test_a_table_sorts_by_a_click_and_by_the_keyboard(opened):
@@ -65,6 +83,22 @@ def test_a_table_sorts_by_a_click_and_by_the_keyboard(opened):
     opened.locator("table").nth(scores).get_by_role("button", name="group").click()
     assert column(opened, scores, 0) == ["kernel_size=3", "kernel_size=5"]
     assert header.get_attribute("aria-sort") == "none"
+
+
+def test_a_search_shows_its_plots_and_its_trials_sort_by_value_and_by_state(searched, browser, tmp_path):
+    with page_of(searched, tmp_path, browser) as page:
+        assert page.locator("h2").first.inner_text() == "Search demo"
+        assert_images_show(page, 5 + 3)  # of the search; bars of PSNR and SSIM, PSNR against MACs
+        head = page.locator("table").first
+        head.get_by_role("button", name="val/psnr").click()
+        assert column(page, 0, 2) == ["23.750", "22.500", "21.000", "20.000", "18.250", "–", "–", "–"]
+        head.get_by_role("button", name="val/psnr").click()
+        assert column(page, 0, 2)[:5] == ["18.250", "20.000", "21.000", "22.500", "23.750"]
+        head.get_by_role("button", name="state").click()
+        states = column(page, 0, 1)
+        assert states == sorted(states)
+        head.get_by_role("button", name="trial").click()
+        assert column(page, 0, 0) == [str(number) for number in range(8)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opir_lightning.comparison.finding import read_runs
 from opir_lightning.comparison.groups import Group, compared_sets, group_runs
 from opir_lightning.comparison.offline import read_log
-from opir_lightning.comparison.runs import Run, read_runs
+from opir_lightning.comparison.runs import Run
 from opir_lightning.comparison.scores import SetKey, SetScores, read_sets
 from opir_lightning.comparison.settings import name_groups, resolve, telling
 from opir_lightning.comparison.statistics import bootstrap_interval, damaged_sets, mean_summary, paired, summary
@@ -245,7 +246,7 @@ def test_an_offline_log_is_read_over_the_edges_of_its_blocks(tmp_path):
         for step in range(400)
     ]
     whole = offline_log(tmp_path / "offline-run-1", wandb_records(config, rows))
-    (run,), left_out = read_runs([tmp_path])
+    (run,), _, left_out = read_runs([tmp_path])
     assert left_out == []
     assert (run.kind, run.seed, run.settings["model.width"]) == ("Weights & Biases", 4, 8)
     assert run.curve[0] == (1, 20.0)
@@ -258,7 +259,7 @@ def test_an_offline_log_is_read_over_the_edges_of_its_blocks(tmp_path):
     content[40_000] ^= 1
     (damaged / "run-x.wandb").write_bytes(content)
     assert len(read_log(torn / "run-x.wandb").history) == 400
-    runs, left_out = read_runs([whole, torn, damaged])
+    runs, _, left_out = read_runs([whole, torn, damaged])
     assert len(runs) == 1
     reasons = {item.path.name: item.reason for item in left_out}
     assert "not finished" in reasons["offline-run-2"]

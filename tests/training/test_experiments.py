@@ -1,8 +1,9 @@
-"""Every recipe in conf/experiment/, and every variant of an ablation, trains."""
+"""Every recipe in conf/experiment/ trains, and every ablation has its variants; those train, too, in a slow test."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,11 +77,12 @@ def two_steps(tmp_path: Path, decoded: dict, monkeypatch, *overrides: str) -> No
     assert math.isfinite(trainer.callback_metrics["val/psnr"])
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*ABLATIONS}))
 def test_every_experiment_composes_is_built_and_takes_two_steps(name, tmp_path, decoded, monkeypatch):
     two_steps(tmp_path, decoded, monkeypatch, f"experiment={name}")
 
 
+@cache
 def variants(name: str) -> list[list[str]]:
     """The jobs of an ablation as Hydra makes them of its file: lists of overrides."""
     params = OmegaConf.select(configuration(f"experiment={name}", hydra=True), "hydra.sweeper.params")
@@ -89,18 +91,34 @@ def variants(name: str) -> list[list[str]]:
     return jobs
 
 
+def one_change_each(jobs: list[list[str]]) -> list[list[str]]:
+    """The first job, and for each of its settings the first one that differs from it in that alone."""
+    found: dict[int, list[str]] = {}
+    for job in jobs[1:]:
+        differing = [place for place, (a, b) in enumerate(zip(jobs[0], job, strict=True)) if a != b]
+        if len(differing) == 1:
+            found.setdefault(differing[0], job)
+    return [jobs[0], *found.values()]
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_the_variants_of_an_ablation_tell_their_names(name):
+def test_the_variants_of_an_ablation_tell_their_names_and_are_built(name, tmp_path):
     jobs = variants(name)
     assert len(jobs) > 1
-    configs = [configuration(f"experiment={name}", *job) for job in jobs[:5]]
+    small = [*SMALL, f"run_dir={tmp_path}"]
+    configs = [configuration(f"experiment={name}", *small, *job) for job in one_change_each(jobs)]
+    assert len(configs) > 1
     assert len({(config.name, config.seed) for config in configs}) == len(configs)
     assert {config.group for config in configs} == {name}
     assert {config.resume for config in configs} == {"auto"}
+    for config in configs:
+        assemble(check_keys(config))
 
 
 def test_the_loss_ablation_has_every_variant_that_there_is():
     assert sorted(job[0].removeprefix("variant/loss=") for job in variants("ablation/loss")) == LOSSES
+    files = {name: FOLDER.parent / "variant" / "loss" / f"{name}.yaml" for name in LOSSES}
+    assert {name: OmegaConf.load(file).name for name, file in files.items()} == {n: f"loss-{n}" for n in LOSSES}
 
 
 @pytest.mark.slow

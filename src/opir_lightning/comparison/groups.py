@@ -61,7 +61,22 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[LeftOut]]:
             parts.append((settings, sorted(kept, key=lambda run: (run.seed is None, run.seed))))
             left_out += repeated
     names = name_groups([settings for settings, _ in parts], [members[0].choices for _, members in parts])
+    names = _trial_names([members for _, members in parts]) or names
     return [Group(name, members, settings) for name, (settings, members) in zip(names, parts, strict=True)], left_out
+
+
+def _trial_names(groups: Sequence[Sequence[Run]]) -> list[str] | None:
+    """Trials of a search by their number, as its table has them; None where other runs stand beside them.
+
+    What sets them apart are numbers of many digits: as names those would say less.
+    """
+    trials = [members[0].trial for members in groups if all(run.trial for run in members)]
+    found = [trial for trial in trials if trial is not None]
+    if len(found) < max(2, len(groups)):
+        return None
+    several = len({folder.resolve() for folder, _ in found}) > 1
+    names = [f"{folder.resolve().name} trial {number}" if several else f"trial {number}" for folder, number in found]
+    return names if len(set(names)) == len(names) else None
 
 
 def _canonical(settings: Flat) -> str:

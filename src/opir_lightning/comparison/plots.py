@@ -21,7 +21,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 LINES = ("-", "--", "-.", ":")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "opir-lightning",  # the same plot gives the same file
     "hatch.linewidth": 0.6,
     "font.size": 9,
@@ -57,7 +57,7 @@ def bars(groups: Sequence[Group], keys: Sequence[SetKey], profile: str, metric: 
     finite = [s.mean for row in table.values() for s in row if s is not None and math.isfinite(s.mean)]
     if not finite:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(max(5.0, 1.1 * len(keys) * max(1.0, len(groups) / 4)), 3.4), layout="constrained")
         axes = figure.subplots()
         width = 0.8 / len(groups)
@@ -73,18 +73,18 @@ def bars(groups: Sequence[Group], keys: Sequence[SetKey], profile: str, metric: 
                 edgecolor="black",
                 linewidth=0.6,
                 capsize=2,
-                label=_plain(name),
+                label=plain(name),
             )
         # Bars of PSNR from 0 would hide every difference; the axis says where it begins.
         spread = max(finite) - min(finite)
         axes.set_ylim(bottom=max(0.0, min(finite) - 0.15 * spread - 0.02 * abs(min(finite))))
-        axes.set_xticks(range(len(keys)), [_plain(key.name) for key in keys], rotation=20 if len(keys) > 6 else 0)
+        axes.set_xticks(range(len(keys)), [plain(key.name) for key in keys], rotation=20 if len(keys) > 6 else 0)
         axes.set_ylabel(metric.title)
         axes.grid(axis="y", alpha=0.3)
         _legend(figure, axes)
         title = f"{metric.title}, {keys[0].origin}"
         text = f"Bars of {metric.title} for each set and group; the numbers stand in the table of that score."
-        return _drawn(figure, f"bars-{metric.key}-{keys[0].origin.replace(' ', '-')}", title, text)
+        return drawn_as(figure, f"bars-{metric.key}-{keys[0].origin.replace(' ', '-')}", title, text)
 
 
 def curves(groups: Sequence[Group]) -> Plot | None:
@@ -92,7 +92,7 @@ def curves(groups: Sequence[Group]) -> Plot | None:
     drawn = [group for group in groups if any(len(run.curve) > 1 for run in group.runs)]
     if not drawn:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         ends = []
@@ -111,14 +111,14 @@ def curves(groups: Sequence[Group]) -> Plot | None:
                 markersize=5,
                 markeredgecolor="black",
                 markeredgewidth=0.4,
-                label=_plain(group.name),
+                label=plain(group.name),
             )
             axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
             ends.append(f"{group.name}: {mean[-1]:.2f} dB at step {steps[-1]}")
         axes.set(xlabel="steps", ylabel="validation PSNR in dB, stage 2")
         axes.grid(alpha=0.3)
         _legend(figure, axes)
-        return _drawn(figure, "curves", "Validation while training", f"Lines of PSNR over steps. {'; '.join(ends)}.")
+        return drawn_as(figure, "curves", "Validation while training", f"Lines of PSNR over steps. {'; '.join(ends)}.")
 
 
 def _band(curves_: Sequence[list[tuple[int, float]]]) -> tuple[Any, Any, Any, Any]:
@@ -153,7 +153,7 @@ def pareto(
     if not points:
         return None
     label = "MACs at 256x256 in G" if against == "macs" else "latency at 256x256 in ms"
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.subplots()
         for number, price, mean in points:
@@ -168,7 +168,7 @@ def pareto(
                 markeredgewidth=0.5,
                 capsize=3,
                 linestyle="none",
-                label=_plain(groups[number].name),
+                label=plain(groups[number].name),
             )
         front = _front([(price, mean.mean) for _, price, mean in points])
         if len(front) > 1:
@@ -184,7 +184,7 @@ def pareto(
         said = "; ".join(f"{groups[n].name}: {mean.mean:.2f} dB for {price:.2f}" for n, price, mean in points)
         title = f"PSNR against {'MACs' if against == 'macs' else 'latency'}, {keys[0].origin} sets"
         name = f"pareto-{against}-{keys[0].origin.replace(' ', '-')}"
-        return _drawn(figure, name, title, f"Points of PSNR against {label}. {said}.")
+        return drawn_as(figure, name, title, f"Points of PSNR against {label}. {said}.")
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -204,12 +204,13 @@ def _legend(figure: Figure, axes: Any) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, len(labels)), frameon=False)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that is drawn as it is: a pair of dollars would set mathematics, a line break tear the legend apart."""
     return "".join(c if c.isprintable() else " " for c in text).replace("$", r"\$")
 
 
-def _drawn(figure: Figure, name: str, title: str, text: str) -> Plot:
+def drawn_as(figure: Figure, name: str, title: str, text: str) -> Plot:
+    """The figure as files that are the same whenever the same is drawn."""
     files = {}
     for kind, metadata in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         file = io.BytesIO()

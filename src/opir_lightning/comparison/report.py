@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opir_lightning.comparison import costs as costs_
-from opir_lightning.comparison import pictures, plots, tables
+from opir_lightning.comparison import pictures, plots, search_plots, search_table, tables
+from opir_lightning.comparison.finding import read_runs
 from opir_lightning.comparison.groups import Group, compared_sets, find_reference, group_runs, other_inputs
 from opir_lightning.comparison.page import Section, write_page
-from opir_lightning.comparison.runs import LeftOut, read_runs
+from opir_lightning.comparison.runs import LeftOut
 from opir_lightning.comparison.scores import SetKey
+from opir_lightning.comparison.searches import Search
 from opir_lightning.comparison.statistics import FEW, METRICS, Difference, damaged_sets, differences, mean_summary
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
@@ -42,6 +44,7 @@ class Comparison:
     """What came out.
 
     Attributes:
+        searches: whose trials are compared, or were named.
         groups: what was compared, in the order of the page.
         reference: what the others are compared with.
         keys: the sets.
@@ -52,6 +55,7 @@ class Comparison:
         files: what was written, the page first.
     """
 
+    searches: list[Search]
     groups: list[Group]
     reference: Group
     keys: list[SetKey]
@@ -68,9 +72,10 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
     Raises:
         UserError: no run is finished, none has scores of the profile, or the reference is none of the groups.
     """
-    runs, left_out = read_runs(folders)
+    runs, searches, left_out = read_runs(folders)
     if not runs:
-        reasons = "; ".join(f"'{item.path}': {item.reason}" for item in left_out)
+        summaries = map(search_table.summed_up, searches)
+        reasons = "; ".join([*summaries, *(f"'{item.path}': {item.reason}" for item in left_out)])
         raise UserError(f"There is no finished run to compare: {reasons}")
     groups, repeated = group_runs(runs)
     left_out += repeated
@@ -101,14 +106,20 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
     ]
     told = [d for d in found if not d.metric.key.endswith("_coarse")]
     paired = [table for table in (tables.difference_table(told, reference),) if table is not None]
-    written = [*about, *scores, *paired]
+    trials = [search_table.trial_table(search) for search in searches]
+    searched = search_plots.parts(searches)
+    written = [*about, *trials, *scores, *paired]
     drawn = _plots(groups, keys, options.profile, costs)
     page = write_page(
         _title(groups),
-        _headline(groups, reference, keys, options.profile),
+        [*map(search_table.summed_up, searches), *_headline(groups, reference, keys, options.profile)],
         warnings,
         left_out,
         [
+            *(
+                Section(f"Search {search.name}", [table], figures)
+                for search, table, figures in zip(searches, trials, searched, strict=True)
+            ),
             Section("What is compared", about),
             Section("Scores", scores),
             Section("Differences", paired),
@@ -117,25 +128,22 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
         ],
         _foot(groups),
     )
-    files = _write(options, page, groups, reference, keys, written, found, drawn)
-    return Comparison(groups, reference, keys, left_out, written, found, warnings, files)
-
-
-def _write(
-    options: Options,
-    page: str,
-    groups: Sequence[Group],
-    reference: Group,
-    keys: Sequence[SetKey],
-    written: Sequence[tables.Table],
-    found: Sequence[Difference],
-    drawn: Sequence[plots.Plot],
-) -> list[Path]:
     texts = {
         "index.html": page,
         "scores.csv": tables.scores_csv(groups, keys),
         "runs.csv": tables.runs_csv(groups, keys),
         "differences.csv": tables.differences_csv(found, reference, options.profile),
+        **({"trials.csv": search_table.trials_csv(searches)} if searches else {}),
+    }
+    files = _write(options.output, texts, written, [*drawn, *(plot for plots_ in searched for plot in plots_)])
+    return Comparison(searches, groups, reference, keys, left_out, written, found, warnings, files)
+
+
+def _write(
+    folder: Path, texts: dict[str, str], written: Sequence[tables.Table], drawn: Sequence[plots.Plot]
+) -> list[Path]:
+    """The texts, the first of them the page, all tables in two more formats, and the plots."""
+    texts = texts | {
         "tables.md": "\n".join(map(tables.markdown, written)),
         "tables.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, written)),
     }
@@ -143,8 +151,8 @@ def _write(
         f"{p.name}.pdf": p.pdf for p in drawn
     }
     for name, content in contents.items():
-        write_atomically(options.output / name, content)
-    return [options.output / name for name in contents]
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def _plots(

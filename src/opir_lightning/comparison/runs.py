@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,8 +23,6 @@ from opir_lightning.comparison.scores import (
 from opir_lightning.comparison.settings import Flat, read_yaml, resolve, telling
 from opir_lightning.errors import UserError
 
-_DEEPEST = 4  # outputs/<experiment>/<time>/<number of the job>, and one more
-
 
 @dataclass(frozen=True)
 class Run:
@@ -43,6 +40,7 @@ class Run:
         meta: what the run says about versions and device.
         weights: file of its weights; None where there is none any more.
         cwd: where it was started: relative paths of its configuration begin there.
+        trial: folder of the search that it is part of, and its number there; None: of none.
     """
 
     path: Path
@@ -56,6 +54,7 @@ class Run:
     meta: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     cwd: Path = field(default_factory=Path)
+    trial: tuple[Path, int] | None = None
 
 
 class LeftOut(NamedTuple):
@@ -65,70 +64,9 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[LeftOut]]:
-    """Read all runs in the given folders, in their order; what is broken or unfinished is left out with its reason."""
-    runs: list[Run] = []
-    left_out: list[LeftOut] = []
-    seen: set[Path] = set()
-    for given in paths:
-        if not given.is_dir():
-            what = "it is a file, and runs are folders" if given.exists() else "there is no such folder"
-            left_out.append(LeftOut(given, what))
-            continue
-        try:
-            folders = list(_run_folders(given, _DEEPEST))
-        except OSError as error:
-            left_out.append(LeftOut(given, f"it cannot be read ({error.strerror})"))
-            continue
-        if not folders:
-            left_out.append(LeftOut(given, "there is no run in it, neither config/config.yaml nor an offline-run-*"))
-        for folder in folders:
-            if folder.resolve() in seen:
-                continue
-            seen.add(folder.resolve())
-            try:
-                runs.append(read_run(folder))
-            except UserError as error:
-                left_out.append(LeftOut(folder, str(error)))
-            except OSError as error:
-                left_out.append(LeftOut(folder, f"It cannot be read ({error.strerror})."))
-    return _each_once(runs, left_out)
-
-
-def _each_once(runs: list[Run], left_out: list[LeftOut]) -> tuple[list[Run], list[LeftOut]]:
-    """Leave out the offline logs of trainings whose own folders are there: those tell more."""
-    folders = {run.path.resolve(): run.path for run in runs if run.kind == "training"}
-    kept = []
-    for run in runs:
-        own = None
-        if run.kind == "Weights & Biases":  # in the folder of its run, which may have been moved since
-            places = (Path(str(run.config.get("run_dir", ""))), run.path.parent.parent)
-            own = next((folders[place.resolve()] for place in places if place.resolve() in folders), None)
-        if own:
-            left_out.append(LeftOut(run.path, f"It is the log of the run '{own}', whose folder tells more."))
-        else:
-            kept.append(run)
-    return kept, left_out
-
-
-def _run_folders(folder: Path, depth: int) -> Iterable[Path]:
-    """The folder if it is a run, otherwise the runs below it."""
-    config_or_results = (folder / "config" / "config.yaml", folder / "config.log", folder / "results.json")
-    if any(path.is_file() for path in config_or_results) or _is_offline(folder):
-        yield folder
-    elif depth > 0:
-        for inside in sorted(folder.iterdir(), key=_naturally):
-            if inside.is_dir() and not inside.is_symlink() and not inside.name.startswith("."):
-                yield from _run_folders(inside, depth - 1)
-
-
-def _is_offline(folder: Path) -> bool:
+def is_offline(folder: Path) -> bool:
+    """Whether it is a folder that Weights & Biases leaves of a run."""
     return folder.name.startswith("offline-run-") and any(folder.glob("*.wandb"))
-
-
-def _naturally(path: Path) -> list[tuple[int, str]]:
-    """Jobs of a sweep are numbered: 2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name) if part]
 
 
 def read_run(folder: Path) -> Run:
@@ -137,7 +75,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: it is not finished, or broken; the message is its reason.
     """
-    if _is_offline(folder):
+    if is_offline(folder):
         return _read_offline(folder)
     if not (folder / "config" / "config.yaml").is_file():
         raise UserError("It has no config/config.yaml, so what it was is not known.")
