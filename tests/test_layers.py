@@ -21,6 +21,8 @@ MAY_KNOW = {
     "errors": set(),
     "threads": set(),
     "files": set(),
+    "disk": BASE,
+    "checkpoint_files": {"files", *BASE},
     "memory": set(),
     "picture_files": {"files", "memory", *BASE},
     "__init__": {"checkpoints", "inference", "metrics", "models", *BASE},
@@ -30,7 +32,7 @@ MAY_KNOW = {
     "losses": BASE,
     "metrics": BASE,
     "complexity": {"ops", *BASE},
-    "pictures": BASE,
+    "pictures": {"files", *BASE},
     "calibration": set(),
     "charts": {"calibration", "pictures", *BASE},
     "provenance": {"__init__"},
@@ -44,7 +46,11 @@ MAY_KNOW = {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
         *BASE,
     },
-    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", *BASE},
+    "training": {
+        *("models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints"),
+        *("checkpoint_files", "disk", "files"),
+        *BASE,
+    },
 }
 
 

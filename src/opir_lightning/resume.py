@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from opir_lightning.errors import UserError
 
 # Where a run is kept and shown, not what it computes.
-BESIDE = ("run_dir", "resume", "logger", "tags", "group")
+BESIDE = ("run_dir", "resume", "on_full_disk", "logger", "tags", "group")
 
 
 class Progress(NamedTuple):
@@ -20,10 +20,12 @@ class Progress(NamedTuple):
     Attributes:
         finished: its results are there.
         checkpoint: to go on from; None where there is none.
+        remark: a sentence on why it is not the newest one; empty where it is.
     """
 
     finished: bool
     checkpoint: str | None
+    remark: str = ""
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -46,27 +48,62 @@ def find_progress(settings: Mapping[str, Any]) -> Progress:
         settings: resolved, as plain containers.
 
     Raises:
-        UserError: the folder holds a training with other settings, or a checkpoint that cannot be read.
+        UserError: the folder holds a training with other settings, or only checkpoints that cannot be read.
     """
-    import torch
+    from opir_lightning.checkpoint_files import read_settings
 
     folder = Path(settings["run_dir"])
-    results, checkpoint = folder / "results.json", folder / "checkpoints" / "last.ckpt"
+    results = folder / "results.json"
     if results.is_file():
         if json.loads(results.read_text()).get("meta", {}).get("settings") != fingerprint(settings):
             raise UserError(_other_settings(folder, "results"))
         return Progress(True, None)
-    if not checkpoint.is_file():
+    checkpoint, remark = newest_checkpoint(folder)
+    if checkpoint is None:
         return Progress(False, None)
-    try:
-        trained = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["config"]
-    except Exception as error:
-        raise UserError(
-            f"The checkpoint '{checkpoint}' cannot be read ({type(error).__name__}: {error}); delete it to start anew."
-        ) from error
-    if fingerprint(trained) != fingerprint(settings):
+    if fingerprint(read_settings(checkpoint)) != fingerprint(settings):
         raise UserError(_other_settings(folder, "a checkpoint"))
-    return Progress(False, str(checkpoint))
+    return Progress(False, str(checkpoint), remark)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, str]:
+    """The newest checkpoint of a run folder that can be used, if there is one at all.
+
+    Returns:
+        The file, and a sentence on what is wrong with a newer one; empty where there is no such.
+
+    Raises:
+        UserError: there are checkpoints, and none can be used.
+    """
+    from opir_lightning.checkpoint_files import LAST, damage, previous_of
+
+    last = folder / "checkpoints" / LAST
+    previous = previous_of(last)
+    if not last.is_file() and not previous.is_file():
+        return None, ""
+    problem = damage(last)
+    if problem is None:
+        return last, ""
+    problem_of_previous = damage(previous)
+    if problem_of_previous is None:
+        return previous, f"'{last}' {problem}; the checkpoint before it, '{previous}', is whole and taken instead."
+    raise UserError(
+        f"The checkpoint '{last}' {problem}, and the one before it, '{previous.name}', {problem_of_previous}; delete "
+        "them to start anew."
+    )
+
+
+def how_to_go_on(folder: Path) -> str:
+    """For the end of a training that was interrupted: what continues it, as sentences.
+
+    Raises:
+        UserError: as `newest_checkpoint`.
+    """
+    checkpoint, remark = newest_checkpoint(folder)
+    if checkpoint is None:
+        return f"There is no checkpoint in '{folder}' yet, so it has to begin anew."
+    command = f"Continue it by the same command with resume=auto hydra.run.dir={folder}, or from"
+    return f"{remark} {command} resume={checkpoint}.".strip()
 
 
 def _other_settings(folder: Path, what: str) -> str:

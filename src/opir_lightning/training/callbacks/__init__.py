@@ -1,16 +1,19 @@
-"""Callbacks: averaged weights, a compiled predictor, what a validation shows; and the way of it all to W&B."""
+"""Callbacks: checkpoints, averaged weights, a compiled predictor, what a validation shows; and its way to W&B."""
 
 from opir_lightning.training.callbacks.averaging import ExponentialMovingAverage
 from opir_lightning.training.callbacks.calibration import UncertaintyCalibration
 from opir_lightning.training.callbacks.compiled import CompiledPredictor
 from opir_lightning.training.callbacks.confusion import TaskConfusion
+from opir_lightning.training.callbacks.keeping import BestCheckpoint, LastCheckpoint
 from opir_lightning.training.callbacks.operators import OperatorPictures
 from opir_lightning.training.callbacks.panels import PicturePanels
 from opir_lightning.training.callbacks.wandb_run import WandbRun, close_loggers
 
 __all__ = [
+    "BestCheckpoint",
     "CompiledPredictor",
     "ExponentialMovingAverage",
+    "LastCheckpoint",
     "OperatorPictures",
     "PicturePanels",
     "TaskConfusion",
