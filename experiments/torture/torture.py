@@ -1,11 +1,14 @@
 """Kill a training again and again, and see whether it ends with the weights of one that was left alone.
 
-    python experiments/torture/torture.py [--kills 25] [--terms 5] [--seed 0] [--limit 900] [-o FOLDER]
+    python experiments/torture/torture.py [--kills 25] [--terms 5] [--seed 0] [--limit 900] [--warm] [-o FOLDER]
 
 A small but real training (two loader processes, a checkpoint every five steps, validations with their pictures) runs
 once without interruption and once with kills (SIGKILL) and requests to end (SIGTERM), continued each time by the same
 command. The moments are drawn from the seed: some while the process starts, most at a step within the next part of the
 training, a third of those as soon as a checkpoint's temporary file is seen. Needs Linux.
+
+With --warm only the processes that are killed while they start are started from nothing; the others are forked from
+this one, which has imported the libraries: most of the time goes into imports otherwise.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -40,7 +44,7 @@ SETTINGS = [
     "data.workers=2",
     "data.crop=32",
     "data.batch_size=2",
-    "data.epoch_samples=120",
+    "data.epoch_samples=80",
     "data.val_pictures=1",
     "data.val_centre=64",
     "model.width=8",
@@ -78,17 +82,67 @@ def moments(kills: int, terms: int, steps: int, start: float, seed: int) -> list
     return planned
 
 
-def start(folder: Path, steps: int) -> subprocess.Popen[bytes]:
+class Process(Protocol):
+    """What is needed of a process: that of `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
+class Forked:
+    """The training in a process forked from this one, which has the libraries loaded."""
+
+    def __init__(self, arguments: list[str], log: int) -> None:
+        self.status: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                sys.argv = ["train", *arguments]
+                from opir_lightning.train import main
+
+                main()
+                status = 0
+            except SystemExit as leaving:
+                status = leaving.code if isinstance(leaving.code, int) else 1
+            except BaseException:
+                traceback.print_exc()
+                status = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        if self.status is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if ended else None
+        return self.status
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = time.monotonic() + (timeout or float("inf"))
+        while (status := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("train", timeout or 0)
+            time.sleep(0.002)
+        return status
+
+    def send_signal(self, sig: int) -> None:
+        os.kill(self.pid, sig)
+
+
+def start(folder: Path, steps: int, *, warm: bool) -> Process:
     """The same command, every time."""
     arguments = [*SETTINGS, f"trainer.max_steps={steps}", "resume=auto", f"hydra.run.dir={folder}"]
     with (folder.parent / f"{folder.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "opir_lightning.train", *arguments],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+        if warm:
+            return Forked(arguments, log.fileno())
+        command = [sys.executable, "-m", "opir_lightning.train", *arguments]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def last_step(folder: Path) -> int:
@@ -103,7 +157,7 @@ def last_step(folder: Path) -> int:
         return -1
 
 
-def wait_for(moment: Moment, process: subprocess.Popen[bytes], folder: Path, deadline: float) -> bool:
+def wait_for(moment: Moment, process: Process, folder: Path, deadline: float) -> bool:
     """Wait for the moment; whether it came before the training ended by itself."""
 
     def over() -> bool:
@@ -122,13 +176,13 @@ def wait_for(moment: Moment, process: subprocess.Popen[bytes], folder: Path, dea
             break
         time.sleep(0.005)
     if moment["aim"] == "checkpoint":
-        while not over() and not any(entry.name.endswith(".tmp") for entry in os.scandir(folder / "checkpoints")):
+        while not over() and not any((folder / "checkpoints").glob(".*.tmp")):
             time.sleep(0.0002)
     time.sleep(moment["wait"])
     return not over()
 
 
-def strike(moment: Moment, process: subprocess.Popen[bytes], folder: Path) -> dict[str, Any]:
+def strike(moment: Moment, process: Process, folder: Path) -> dict[str, Any]:
     """Send the signal; what is left of the processes and the files then."""
     children = psutil.Process(process.pid).children(recursive=True)
     had_row = last_step(folder)
@@ -190,10 +244,10 @@ def compare(whole: Path, cut: Path) -> dict[str, Any]:
     }
 
 
-def run_whole(folder: Path, steps: int) -> tuple[float, float]:
+def run_whole(folder: Path, steps: int, *, warm: bool) -> tuple[float, float]:
     """The training that is left alone: seconds to its first step, and in all."""
     begun = time.monotonic()
-    process = start(folder, steps)
+    process = start(folder, steps, warm=warm)
     while last_step(folder) < 0 and process.poll() is None:
         time.sleep(0.05)
     first = time.monotonic() - begun
@@ -206,25 +260,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="how often SIGKILL is sent")
     parser.add_argument("--terms", type=int, default=5, help="how often SIGTERM is sent")
-    parser.add_argument("--steps", type=int, default=600, help="of the training")
+    parser.add_argument("--steps", type=int, default=200, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--limit", type=float, default=900, help="seconds after which no more signals are sent")
+    parser.add_argument("--warm", action="store_true", help="fork what is not killed while it starts")
     parser.add_argument("-o", "--output", type=Path, default=Path("outputs/torture"), help="folder, emptied before")
     parser.add_argument("--results", type=Path, default=HERE / "results.json", help="file for the results")
     options = parser.parse_args()
     os.nice(10)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if options.warm:
+        import lightning  # noqa: F401
+
+        import opir_lightning.report
+        import opir_lightning.train
+        import opir_lightning.training.callbacks  # noqa: F401
     began = time.monotonic()
     meta = provenance()
     output = options.output.absolute()
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     whole, cut = output / "whole", output / "cut"
-    first, seconds = run_whole(whole, options.steps)
+    first, seconds = run_whole(whole, options.steps, warm=options.warm)
     print(f"uninterrupted: {seconds:.0f} s, the first step after {first:.0f} s", flush=True)
     struck: list[dict[str, Any]] = []
     starts = 0
     for moment in moments(options.kills, options.terms, options.steps, first, options.seed):
-        process = start(cut, options.steps)
+        process = start(cut, options.steps, warm=options.warm and moment["aim"] != "start")
         starts += 1
         if not wait_for(moment, process, cut, began + options.limit):
             print("no more signals: the training has ended, or the time is over", flush=True)
@@ -235,7 +298,7 @@ def main() -> None:
         if process.wait() not in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
             raise SystemExit(f"The training failed, see {cut}.log")
         if not (cut / "results.json").is_file():
-            process = start(cut, options.steps)
+            process = start(cut, options.steps, warm=options.warm)
             starts += 1
     found = compare(whole, cut)
     log = (output / "cut.log").read_text(errors="replace")
@@ -245,6 +308,7 @@ def main() -> None:
         "signals": dict(Counter(entry["signal"] for entry in struck)),
         "aims": dict(Counter(f"{entry['aim']} {entry['signal']}" for entry in struck)),
         "starts": starts,
+        "warm": options.warm,
         "died_while_writing": sum(entry["left_unfinished"] > 0 for entry in struck),
         "orphans": sum(entry["orphans"] for entry in struck),
         "damaged_under_their_name": sum(len(entry["damaged"]) for entry in struck),

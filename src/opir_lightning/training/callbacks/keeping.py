@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from opir_lightning.training.checkpointing import CheckpointFiles
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """The checkpoint to go on from; a training that is told to end (SIGTERM) writes one more, where it stands.
+    """The checkpoint to go on from: after each epoch and its validation, and every ``every_n_train_steps`` if given.
 
-    Not in a validation, which works with other weights, and not in several processes, which may be told at different
-    steps: there the last one counts. Arguments as of Lightning's.
+    A training that is told to end (SIGTERM) writes one more after the step it is at. Not after the last step of an
+    epoch and not in a validation: a training that goes on from there has no validation of that epoch. And not in
+    several processes, which may be told at different steps. There the one before counts. Arguments as of Lightning's.
     """
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_told = isinstance(exception, SIGTERMException) and trainer.training and trainer.world_size == 1
-        if is_told and self._last_global_step_saved != trainer.global_step:
-            self.best_model_path = self.format_checkpoint_name({})
-            trainer.save_checkpoint(self.best_model_path)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.received_sigterm and trainer.world_size == 1:
+            self._save_now(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_now(trainer)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -32,10 +46,18 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._undone_if_not_written(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._undone_if_not_written(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    @contextmanager
+    def _undone_if_not_written(self, trainer: Trainer) -> Iterator[None]:
         before = deepcopy(self.state_dict())
-        super().on_validation_end(trainer, pl_module)
+        yield
         files = trainer.strategy.checkpoint_io
         # Only the first process writes, and all have to agree on what the best is.
-        failed = isinstance(files, CheckpointFiles) and self.best_model_path in files.failed
-        if trainer.strategy.broadcast(failed):
+        if trainer.strategy.broadcast(isinstance(files, CheckpointFiles) and self.best_model_path in files.failed):
             self.load_state_dict(before)
