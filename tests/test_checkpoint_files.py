@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from opir_lightning.checkpoint_files import damage, previous_of, read_settings, write_checkpoint
-from opir_lightning.disk import FullDiskError, cannot_write, quieten_full_logs, room_for
+from opir_lightning.disk import FullDiskError, cannot_write, lossy_streams, quieten_full_logs, room_for
 from opir_lightning.errors import UserError
 from opir_lightning.files import add_whole, remove_leftovers, write_atomically
 from opir_lightning.resume import find_progress, how_to_go_on
@@ -253,6 +253,21 @@ def test_a_log_file_without_room_says_so_once(tmp_path, capsys):
     finally:
         logger.removeHandler(handler)
     assert capsys.readouterr().err.count("train.log' cannot be written: the file is larger than is allowed") == 1
+
+
+def test_what_is_printed_to_a_full_disk_is_lost_and_nothing_else(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with lossy_streams():
+            print("lost", flush=True)
+            assert sys.stdout.name == "/dev/full"
+            print("kept", file=sys.stderr)
+        assert sys.stdout is full
+        with pytest.raises(OSError, match="No space left"):
+            full.flush()
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # or closing it would fail as well
+    assert capsys.readouterr().err == "kept\n"
 
 
 def test_only_leftovers_of_writers_are_removed(tmp_path):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 from opir_lightning.errors import UserError
 
@@ -77,6 +77,45 @@ def quieten_full_logs() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler) and not isinstance(handler.handleError, _SaidOnce):
             handler.handleError = _SaidOnce(handler)  # type: ignore[method-assign]
+
+
+@contextmanager
+def lossy_streams() -> Iterator[None]:
+    """Let standard output and error lose what has no room, for example in a file on a full disk, and raise nothing."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Lossy(before[0]), _Lossy(before[1])
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lossy:
+    """A stream that loses what cannot be written; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _losing():
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _losing():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REASONS:
+            raise
 
 
 class _SaidOnce:

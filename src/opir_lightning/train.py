@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
-from opir_lightning.disk import cannot_write, quieten_full_logs
+from opir_lightning.disk import cannot_write, lossy_streams, quieten_full_logs
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.files import remove_leftovers
 from opir_lightning.presets import suggest_layout
@@ -176,11 +176,12 @@ def _check_tasks(plain: dict[str, Any]) -> None:
 @explain_user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the console script and of ``python -m``."""
-    if in_sweep():
-        run_as_job(train, config)
-    else:
-        with alone_in(Path(config.run_dir)):
-            train(config)
+    with lossy_streams():
+        if in_sweep():
+            run_as_job(train, config)
+        else:
+            with alone_in(Path(config.run_dir)):
+                train(config)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.is_last_batch:
             return
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.received_sigterm and trainer.world_size == 1:
+        has_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # gradients are not kept
+        if trainer.received_sigterm and has_stepped and trainer.world_size == 1:
             self._save_now(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
