@@ -182,10 +182,10 @@ def wait_for(moment: Moment, process: Process, folder: Path, deadline: float) ->
     return not over()
 
 
-def strike(moment: Moment, process: Process, folder: Path) -> dict[str, Any]:
+def strike(moment: Moment, process: Process, folder: Path, log_begins: int) -> dict[str, Any]:
     """Send the signal; what is left of the processes and the files then."""
     children = psutil.Process(process.pid).children(recursive=True)
-    had_row = last_step(folder)
+    had_row, log = last_step(folder), folder.parent / f"{folder.name}.log"
     process.send_signal(getattr(signal, moment["signal"]))
     sent = time.monotonic()
     status = process.wait(END_SECONDS)
@@ -194,11 +194,15 @@ def strike(moment: Moment, process: Process, folder: Path) -> dict[str, Any]:
     for orphan in orphans:
         orphan.kill()
     last = folder / "checkpoints" / LAST
+    said = log.read_bytes()[log_begins:].decode(errors="replace")
     files = {path.name: damage(path) for path in (last, previous_of(last)) if path.exists()}
     return {
         **{key: value if isinstance(value, str) else round(value, 3) for key, value in moment.items()},
         "status": status,
         "seconds_to_end": round(ended, 2),
+        "said_how_to_go_on": "resume=auto" in said,
+        # Of a process that had the time to say something; a killed one may be cut in the middle of anything.
+        "tracebacks": said.count("Traceback (most recent call last)") if moment["signal"] == "SIGTERM" else 0,
         "workers": len(children),
         "orphans": len(orphans),
         "row": had_row,
@@ -281,18 +285,19 @@ def main() -> None:
     output = options.output.absolute()
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    whole, cut = output / "whole", output / "cut"
+    whole, cut, log = output / "whole", output / "cut", output / "cut.log"
     first, seconds = run_whole(whole, options.steps, warm=options.warm)
     print(f"uninterrupted: {seconds:.0f} s, the first step after {first:.0f} s", flush=True)
     struck: list[dict[str, Any]] = []
     starts = 0
     for moment in moments(options.kills, options.terms, options.steps, first, options.seed):
+        log_begins = log.stat().st_size if log.exists() else 0
         process = start(cut, options.steps, warm=options.warm and moment["aim"] != "start")
         starts += 1
         if not wait_for(moment, process, cut, began + options.limit):
             print("no more signals: the training has ended, or the time is over", flush=True)
             break
-        struck.append(strike(moment, process, cut))
+        struck.append(strike(moment, process, cut, log_begins))
         print(json.dumps(struck[-1]), flush=True)
     while process.poll() is None or not (cut / "results.json").is_file():
         if process.wait() not in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
@@ -301,7 +306,6 @@ def main() -> None:
             process = start(cut, options.steps, warm=options.warm)
             starts += 1
     found = compare(whole, cut)
-    log = (output / "cut.log").read_text(errors="replace")
     record = {
         "settings": [*SETTINGS, f"trainer.max_steps={options.steps}"],
         "seed": options.seed,
@@ -312,8 +316,9 @@ def main() -> None:
         "died_while_writing": sum(entry["left_unfinished"] > 0 for entry in struck),
         "orphans": sum(entry["orphans"] for entry in struck),
         "damaged_under_their_name": sum(len(entry["damaged"]) for entry in struck),
-        "fallbacks": log.count("is whole and taken instead"),
-        "tracebacks": log.count("Traceback (most recent call last)"),
+        "tracebacks": sum(entry["tracebacks"] for entry in struck),
+        "unexplained_ends": sum(entry["status"] == 143 and not entry["said_how_to_go_on"] for entry in struck),
+        "seconds_to_end": max((entry["seconds_to_end"] for entry in struck), default=0),
         **found,
         "minutes": round((time.monotonic() - began) / 60, 1),
         "struck": struck,
@@ -321,7 +326,7 @@ def main() -> None:
     }
     write_atomically(options.results, (json.dumps(record, indent=1) + "\n").encode())
     bad = [name for name, value in found.items() if name != "steps" and value]
-    bad += [name for name in ("orphans", "damaged_under_their_name", "tracebacks") if record[name]]
+    bad += [name for name in ("orphans", "damaged_under_their_name", "tracebacks", "unexplained_ends") if record[name]]
     print("not as it should be: " + ", ".join(bad) if bad else "the same, bit for bit", flush=True)
     sys.exit(1 if bad else 0)
 

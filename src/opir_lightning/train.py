@@ -79,7 +79,7 @@ def train(config: DictConfig) -> Path:
     except OSError as error:
         if (why := cannot_write(Path(error.filename or run_dir), error)) is None:
             raise
-        raise UserError(f"{why}; when there is room: {how_to_go_on(run_dir)}") from error
+        raise UserError(f"{why}. Make room. {how_to_go_on(run_dir)}") from error
     finally:
         close_loggers(trainer)  # last: it may wait for an upload
     return run_dir

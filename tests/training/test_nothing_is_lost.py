@@ -169,7 +169,7 @@ def test_on_a_full_disk_a_training_goes_on_and_its_results_are_written_when_ther
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as raised, closing(full):
         run(tmp_path, "callbacks.last.every_n_train_steps=2", at={3: full.__enter__})
     assert "cannot be written: the file is larger than is allowed (" in str(raised.value)
-    assert "when there is room: Continue it by the same command with resume=auto" in str(raised.value)
+    assert "Make room. Continue it by the same command with resume=auto" in str(raised.value)
     warned = [record.message for record in caplog.records if "cannot be written" in record.message]
     for what in ("step_0000004.png'", "best.ckpt'", "last.ckpt'"):
         assert any(what in message and "the training goes on" in message for message in warned)
