@@ -120,7 +120,7 @@ def best_score(checkpoint: Path):
 
 
 # In the first epoch, in its last step, which has no checkpoint of its own, and in the last step of all.
-@pytest.mark.parametrize(("step", "kept"), [(1, 2), (3, None), (5, 6)])
+@pytest.mark.parametrize(("step", "kept"), [(1, 2), (3, None), pytest.param(5, 6, marks=pytest.mark.slow)])
 def test_told_to_end_a_training_writes_a_checkpoint_and_goes_on_to_the_same_weights(
     run, spared, tmp_path, capsys, step, kept
 ):
@@ -258,6 +258,7 @@ def test_the_log_keeps_its_rows_whatever_happens(tmp_path, caplog):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("opir_lightning.sweep.LOCK_SECONDS", 0)
     with alone_in(tmp_path / "run"):
         with pytest.raises(UserError, match="Another process is training"), alone_in(tmp_path / "run"):
             pass
