@@ -173,6 +173,9 @@ def test_a_resumed_run_takes_the_checkpoint_before_where_the_newest_is_unusable_
     write_checkpoint(checkpoint(2), last, keep=True)
     assert find_progress(settings) == (False, str(last), "")
     assert str(last) in how_to_go_on(tmp_path)
+    (tmp_path / "results.json").write_text('{"meta": {"sett')  # a disk that was full: they are made anew
+    assert find_progress(settings) == (False, str(last), "")
+    (tmp_path / "results.json").unlink()
 
     last.write_bytes(last.read_bytes()[:5000])
     finished, taken, remark = find_progress(settings)

@@ -53,9 +53,9 @@ def find_progress(settings: Mapping[str, Any]) -> Progress:
     from opir_lightning.checkpoint_files import read_settings
 
     folder = Path(settings["run_dir"])
-    results = folder / "results.json"
-    if results.is_file():
-        if json.loads(results.read_text()).get("meta", {}).get("settings") != fingerprint(settings):
+    results = _read_results(folder / "results.json")
+    if results is not None:
+        if results.get("meta", {}).get("settings") != fingerprint(settings):
             raise UserError(_other_settings(folder, "results"))
         return Progress(True, None)
     checkpoint, remark = newest_checkpoint(folder)
@@ -64,6 +64,15 @@ def find_progress(settings: Mapping[str, Any]) -> Progress:
     if fingerprint(read_settings(checkpoint)) != fingerprint(settings):
         raise UserError(_other_settings(folder, "a checkpoint"))
     return Progress(False, str(checkpoint), remark)
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None where there are none, or what is there cannot be read: they are made anew."""
+    try:
+        results = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return results if isinstance(results, dict) else None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, str]:
