@@ -22,13 +22,13 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
+from processes import Forked, Process
 
 from opir_lightning.checkpoint_files import LAST, damage, previous_of
 from opir_lightning.files import write_atomically
@@ -80,59 +80,6 @@ def moments(kills: int, terms: int, steps: int, start: float, seed: int) -> list
         planned.append({"aim": aim, "signal": name, "step": step, "wait": wait})
         part += 1
     return planned
-
-
-class Process(Protocol):
-    """What is needed of a process: that of `subprocess.Popen`."""
-
-    pid: int
-
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def send_signal(self, sig: int) -> None: ...
-
-
-class Forked:
-    """The training in a process forked from this one, which has the libraries loaded."""
-
-    def __init__(self, arguments: list[str], log: int) -> None:
-        self.status: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.setsid()
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                sys.argv = ["train", *arguments]
-                from opir_lightning.train import main
-
-                main()
-                status = 0
-            except SystemExit as leaving:
-                status = leaving.code if isinstance(leaving.code, int) else 1
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    def poll(self) -> int | None:
-        if self.status is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if ended else None
-        return self.status
-
-    def wait(self, timeout: float | None = None) -> int:
-        until = time.monotonic() + (timeout or float("inf"))
-        while (status := self.poll()) is None:
-            if time.monotonic() > until:
-                raise subprocess.TimeoutExpired("train", timeout or 0)
-            time.sleep(0.002)
-        return status
-
-    def send_signal(self, sig: int) -> None:
-        os.kill(self.pid, sig)
 
 
 def start(folder: Path, steps: int, *, warm: bool) -> Process:

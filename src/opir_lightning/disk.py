@@ -31,7 +31,10 @@ class FullDiskError(UserError):
 def cannot_write(path: Path, error: OSError) -> str | None:
     """One clause on why a file could not be written; None if the disk is not to blame."""
     reason = REASONS.get(error.errno or 0)
-    return None if reason is None else f"'{path}' cannot be written: {reason} ({free_space(path)})"
+    if reason is None:
+        return None
+    done = "written or read" if error.errno == errno.EIO else "written"  # who reads may meet this one too
+    return f"'{path}' cannot be {done}: {reason} ({free_space(path)})"
 
 
 def free_space(path: Path) -> str:

@@ -42,7 +42,7 @@ class CheckpointFiles(TorchCheckpointIO):
         older = previous_of(file)
         keep = file.name == LAST and file in self._own
         self.failed.add(str(path))
-        with room_for(file, self.on_full_disk, "the training goes on, and the checkpoint before it is intact."):
+        with room_for(file, self.on_full_disk, "the training goes on, and older checkpoints are intact."):
             write_checkpoint(checkpoint, file, keep=keep)
             self.failed.discard(str(path))
             self._own.add(file)
