@@ -29,7 +29,8 @@ demo: setup      ## train on the embedded photographs for some minutes, score, d
 ablations: setup ## a small ablation on the embedded photographs, some 40 minutes; goes on where it was cut
 	$(PY) -m opir_lightning.train -m experiment=ablation/small \
 	    hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.launcher.verbose=10
-	$(PY) -m opir_lightning.compare outputs/ablation/small/*/ -o experiments/ablations/small
+	$(PY) -m opir_lightning.compare outputs/ablation/small/*/ -o experiments/ablations/small \
+	    --against small-learned-stages_2-parameters_after --pictures 1
 
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -18,7 +18,6 @@ from opir_lightning.errors import UserError
 from opir_lightning.inference import (
     AUTO_TILE,
     SMALLEST_TILE,
-    Restorer,
     choose_device,
     choose_tile,
     restore_bands,
@@ -27,6 +26,7 @@ from opir_lightning.inference import (
 from opir_lightning.memory import free_memory
 from opir_lightning.models import OPIR
 from opir_lightning.picture_files import to_rgb
+from opir_lightning.restorer import Restorer
 from opir_lightning.tiling import plan_tiles
 
 
@@ -297,7 +297,7 @@ def test_automatic_tiles_fit_into_the_memory_that_is_free(model, monkeypatch):
     assert choose_tile("auto", 5000, 5000, fitting=448**2 - 1) == 128
     assert choose_tile("auto", 5000, 5000, fitting=1) == SMALLEST_TILE
     restorer = Restorer(model, device="cpu")
-    monkeypatch.setattr("opir_lightning.inference.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)
+    monkeypatch.setattr("opir_lightning.restorer.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)
     assert restorer.choose_tile("auto", 400, 300) is None
     assert restorer.choose_tile("auto", 400, 300, batch=2) == 64
     assert restorer.choose_tile("auto", 400, 301) == 128
@@ -339,7 +339,7 @@ def test_importing_the_package_and_loading_a_model_import_nothing_heavy(tmp_path
         "assert not {'torch', 'numpy', 'importlib.metadata'} & set(sys.modules), 'heavy'\n"
         "assert o.__version__[0].isdigit() and 'Restorer' in dir(o)\n"
         "from opir_lightning import *\n"
-        "assert Restorer.__module__ == 'opir_lightning.inference' and OPIR and score and load_model and Task\n"
+        "assert Restorer.__module__ == 'opir_lightning.restorer' and OPIR and score and load_model and Task\n"
         "assert not {'lightning', 'hydra', 'omegaconf', 'wandb'} & set(sys.modules), 'layers'\n"
         "net = OPIR(tasks=['none'], width=4, encoder_blocks=[1], middle_blocks=1, decoder_blocks=[1])\n"
         "save_weights(sys.argv[1], net)\n"

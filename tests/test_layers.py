@@ -25,7 +25,7 @@ MAY_KNOW = {
     "checkpoint_files": {"files", *BASE},
     "memory": set(),
     "picture_files": {"files", "memory", *BASE},
-    "__init__": {"checkpoints", "inference", "metrics", "models", *BASE},
+    "__init__": {"checkpoints", "metrics", "models", "restorer", *BASE},
     "ops": BASE,
     "degradations": BASE,
     "models": {"ops", *BASE},
@@ -40,7 +40,11 @@ MAY_KNOW = {
     "model_card": set(),
     "checkpoints": {"hub", "models", "files", *BASE},
     "tiling": set(),
-    "inference": {"models", "checkpoints", "hub", "model_card", "picture_files", "memory", "tiling", *BASE},
+    "inference": {"models", "tiling", *BASE},
+    "restorer": {
+        *("checkpoints", "hub", "inference", "memory", "model_card", "models", "picture_files"),
+        *BASE,
+    },
     "data": {"degradations", *BASE},
     "comparison": {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
@@ -86,7 +90,7 @@ def test_the_package_and_the_operator_load_without_the_heavy_libraries():
     code = (
         "import sys, opir_lightning; bare = set(sys.modules);"
         "import opir_lightning.ops.operator_conv, opir_lightning.models, opir_lightning.metrics, opir_lightning.losses;"
-        "import opir_lightning.inference, opir_lightning.checkpoints;"
+        "import opir_lightning.restorer, opir_lightning.checkpoints;"
         "print('torch' in bare, [m for m in ('lightning','hydra','omegaconf','wandb','triton','albumentations',"
         "'huggingface_hub') "
         "if m in sys.modules])"

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from opir_lightning.errors import UserError
-from opir_lightning.inference import Restorer
 from opir_lightning.models import OPIR
+from opir_lightning.restorer import Restorer
 
 
 def make(**settings) -> OPIR:

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from opir_lightning.errors import UserError
-from opir_lightning.inference import Restorer
 from opir_lightning.models import OPIR
 from opir_lightning.page import visit
 from opir_lightning.page.__main__ import main
 from opir_lightning.page.visit import look_at, restore_upload
 from opir_lightning.picture_files import read_picture
 from opir_lightning.pictures import eight_bit, operator_picture, scaled_down, to_pixels, uncertainty_overlay
+from opir_lightning.restorer import Restorer
 from opir_lightning.types import PixelOperator
 
 MEGAPIXEL = 10**6

@@ -22,9 +22,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 
 from opir_lightning.data.sources import EMBEDDED  # noqa: E402
-from opir_lightning.inference import Restorer  # noqa: E402
 from opir_lightning.page.visit import Seen, look_at  # noqa: E402
 from opir_lightning.picture_files import read_picture  # noqa: E402
+from opir_lightning.restorer import Restorer  # noqa: E402
 
 WEIGHTS = "opir_tiny"
 PATIENCE = 180  # seconds, for machines that have other things to do

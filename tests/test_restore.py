@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageCms
 
 from opir_lightning.checkpoints import save_weights
-from opir_lightning.inference import Restorer
 from opir_lightning.models import OPIR
 from opir_lightning.restore import main
+from opir_lightning.restorer import Restorer
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
@@ -73,6 +75,24 @@ def sweep(monkeypatch, tmp_path, capfd, small_root):
         return status, capfd.readouterr().err, taken
 
     return call
+
+
+def test_a_worker_ends_with_its_launcher_even_if_that_was_killed():
+    worker = (
+        "import os, time; from opir_lightning.sweep import end_with;"
+        "end_with(os.getppid()); print('up', flush=True); time.sleep(90)"
+    )
+    launcher = (
+        "import subprocess, sys, time;"
+        "w = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE);"
+        "w.stdout.readline(); print(w.pid, flush=True); time.sleep(90)"
+    )
+    with subprocess.Popen([sys.executable, "-c", launcher, worker], stdout=subprocess.PIPE) as process:
+        left = psutil.Process(int(process.stdout.readline()))
+        assert left.is_running()
+        process.kill()
+    _, alive = psutil.wait_procs([left], timeout=20)
+    assert not alive
 
 
 def runs(folder: str) -> dict[int, Path]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opir_lightning.checkpoints import load_model, save_weights
     from opir_lightning.errors import UserError
-    from opir_lightning.inference import Restorer
     from opir_lightning.metrics import score
     from opir_lightning.models import OPIR
+    from opir_lightning.restorer import Restorer
     from opir_lightning.types import Batch, Code, Restoration, Task
 
 _HOMES = {
@@ -22,7 +22,7 @@ _HOMES = {
     "Batch": "types",
     "Code": "types",
     "Restoration": "types",
-    "Restorer": "inference",
+    "Restorer": "restorer",
     "Task": "types",
     "UserError": "errors",
     "load_model": "checkpoints",

@@ -30,7 +30,7 @@ from opir_lightning.picture_files import (
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    from opir_lightning.inference import Allocate, Restorer
+    from opir_lightning.restorer import Allocate, Restorer
 
 EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
@@ -255,7 +255,7 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> Restorer:
     from opir_lightning.checkpoints import default_weights
-    from opir_lightning.inference import Restorer
+    from opir_lightning.restorer import Restorer
 
     weights = args.weights or default_weights()
     if weights is None:

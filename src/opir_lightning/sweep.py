@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +36,7 @@ FAILED = "failed.txt"
 STARTED = ".started"
 LOCK = "running.lock"
 LOCK_SECONDS = 1  # the lock of a killed process goes with the last of its loader's workers
+_watched: int | None = None  # the launcher that this process ends with
 # A launcher's worker imports this module with the callback below, and names the folder of its job before anything else.
 register_resolvers()
 
@@ -47,6 +51,8 @@ def run_as_job(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
 
     Interrupts are no failures: they end the sweep.
     """
+    if multiprocessing.current_process().name != "MainProcess":
+        end_with(os.getppid())
     note = Path(HydraConfig.get().runtime.output_dir) / FAILED
     note.unlink(missing_ok=True)
     try:
@@ -58,6 +64,24 @@ def run_as_job(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
         print(f"error: {what} ({note} has more; the sweep goes on)", file=sys.stderr)
     finally:
         gc.collect()  # modules and trainers know each other: without this the next job starts beside the memory of this
+
+
+def end_with(parent: int) -> None:
+    """Let a launcher's worker end within a second of the launcher, even where that one was killed and could not say so.
+
+    Otherwise it would go on with its job for hours, and the same command, given again, would find the folder taken.
+    """
+    global _watched
+    if _watched == parent:
+        return
+    _watched = parent
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # as abruptly as the launcher: a checkpoint that is being written is not believed anyway
+
+    threading.Thread(target=watch, name="end with the launcher", daemon=True).start()
 
 
 @contextmanager

@@ -124,12 +124,7 @@ class CodeEstimator(nn.Module):
 
     def windows(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """Rows and columns of the crops that a picture of this size is judged by, in the order of `native_crops`."""
-        rows, columns = (_starts(length, self.crop, self.crops_per_side) for length in (height, width))
-        return [
-            (slice(top, min(top + self.crop, height)), slice(left, min(left + self.crop, width)))
-            for top in rows
-            for left in columns
-        ]
+        return crop_windows(height, width, self.crop, self.crops_per_side)
 
     def _code(self, total: Tensor, out: Tensor, task: Tensor | None) -> Code:
         """Sums of the logits, and means of everything, ``(B, T + S)`` each, to the code."""
@@ -158,9 +153,16 @@ def native_crops(image: Tensor, side: int, per_side: int) -> tuple[Tensor, int]:
     if height < 16 or width < 16:
         image = F.pad(image, (0, max(16 - width, 0), 0, max(16 - height, 0)), mode="replicate")
         height, width = image.shape[-2:]
-    rows, columns = _starts(height, side, per_side), _starts(width, side, per_side)
-    crops = [image[..., top : top + side, left : left + side] for top in rows for left in columns]
+    crops = [image[..., rows, columns] for rows, columns in crop_windows(height, width, side, per_side)]
     return torch.cat(crops), len(crops)
+
+
+def crop_windows(height: int, width: int, side: int, per_side: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the crops of `native_crops`, from left to right and from top to bottom."""
+    rows, columns = _starts(height, side, per_side), _starts(width, side, per_side)
+    return [
+        (slice(top, min(top + side, height)), slice(left, min(left + side, width))) for top in rows for left in columns
+    ]
 
 
 def _starts(length: int, side: int, most: int) -> list[int]:

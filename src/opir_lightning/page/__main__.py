@@ -91,7 +91,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Open the page and wait until the program is to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes in any case
     from opir_lightning.checkpoints import default_weights
-    from opir_lightning.inference import Restorer
+    from opir_lightning.restorer import Restorer
 
     weights = args.weights or default_weights()
     if weights is None:

@@ -10,11 +10,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from opir_lightning.errors import UserError
-from opir_lightning.inference import Restorer
 from opir_lightning.memory import out_of_memory
 from opir_lightning.page.visit import Seen, look_at, restore_upload
 from opir_lightning.picture_files import FORMATS
 from opir_lightning.pictures import UNCERTAINTY_TOP
+from opir_lightning.restorer import Restorer
 
 AUTO = "auto"
 KEPT = 3600  # seconds that pictures, results and what a visitor looks at are kept

@@ -18,7 +18,8 @@ from opir_lightning.picture_files import Picture, read_picture, write_picture
 from opir_lightning.pictures import eight_bit, operator_picture, scaled_down, uncertainty_overlay
 
 if TYPE_CHECKING:
-    from opir_lightning.inference import Progress, Restorer
+    from opir_lightning.inference import Progress
+    from opir_lightning.restorer import Restorer
 
 LONGEST = 2048  # pixels of what is shown; the result for download has its full size
 WORTH_NAMING = 0.1  # share from which on a task is named beside the likeliest one
