@@ -23,6 +23,8 @@ MAY_KNOW = {
     "threads": set(),
     "trials": set(),
     "files": set(),
+    "disk": BASE,
+    "checkpoint_files": {"files", *BASE},
     "memory": set(),
     "picture_files": {"files", "memory", "outside", *BASE},
     "__init__": {"checkpoints", "metrics", "models", "restorer", *BASE},
@@ -32,7 +34,7 @@ MAY_KNOW = {
     "losses": BASE,
     "metrics": BASE,
     "complexity": {"ops", *BASE},
-    "pictures": BASE,
+    "pictures": {"files", *BASE},
     "calibration": set(),
     "charts": {"calibration", "pictures", *BASE},
     "provenance": {"__init__"},
@@ -51,7 +53,11 @@ MAY_KNOW = {
         *("checkpoints", "complexity", "data", "degradations", "files", "inference", "metrics", "models", "pictures"),
         *("fitting", "outside", "trials", *BASE),
     },
-    "training": {"models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints", "files", *BASE},
+    "training": {
+        *("models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints"),
+        *("checkpoint_files", "disk", "files"),
+        *BASE,
+    },
 }
 
 

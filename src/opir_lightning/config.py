@@ -39,6 +39,9 @@ class TrainConfig:
     # checkpoint to go on from, with optimizer, schedule and place in the data; auto: the last one in the run folder, if
     # there is one, and nothing at all where its results are there
     resume: str | None = None
+    # a checkpoint, picture or log that cannot be written: continue: say so, go on, try the next one; stop: end with an
+    # error. Either way the older checkpoints are intact. Results that cannot be written are an error
+    on_full_disk: str = "continue"
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice
     compile: bool = False  # the predictor, for the training: pays on a GPU and in a long run
@@ -138,7 +141,7 @@ def register_schemas() -> None:
 
 # Overrides that say where, how watched, or how often a training runs, not what is trained.
 _NOT_A_SETTING = re.compile(
-    r"(experiment|seed|threads|compile|run_dir|resume|name|group|tags|trainer|data\.(root|workers|packs|degrade_on)"
+    r"(experiment|seed|threads|compile|run_dir|resume|on_full_disk|name|group|tags|trainer|data\.(root|workers|packs|degrade_on)"
     r"|trainer\.(accelerator|devices|log_every_n_steps|enable_\w+)|(logger|hydra|callbacks\.(?!ema)).*)"
 )
 _LONGEST_NAME = 120  # W&B takes 128 characters

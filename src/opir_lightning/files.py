@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Hidden, and of a form that nobody else gives to a file: what a killed writer leaves may be deleted unseen.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,12 +26,58 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     It lies in the same folder; missing folders are created. Where the block raises, the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = temporary_beside(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name for what is to take the place of a file; `remove_leftovers` knows such names."""
+    return path.parent / f".{secrets.token_hex(8)}.tmp"
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: without it a power cut may undo a rename that was long done."""
+    with suppress(OSError):  # not every file system, nor Windows, can do this to a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def add_whole(path: Path, data: bytes) -> None:
+    """Add to the end of a file. Where there is no room for all of it, nothing is added, and `OSError` raised."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if (written := file.write(data)) != len(data):
+                file.write(data[written:])  # the rest of a short write says why it was short
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete what killed writers left in a folder and in those directly below it.
+
+    Only for a folder in which nobody else is writing.
+
+    Returns:
+        What was deleted.
+    """
+    removed = []
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in folder.glob(pattern):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+    return removed

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from opir_lightning.files import replaced_atomically
 from opir_lightning.types import PixelOperator
 
 GAP = 6
@@ -110,9 +111,9 @@ def panel(rows: Mapping[str, Sequence[Tensor]], *, columns: Sequence[str], width
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    """Write a picture as PNG, whole or not at all; folders are made."""
+    with replaced_atomically(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def _scaled(picture: Image.Image, width: int | None) -> Image.Image:

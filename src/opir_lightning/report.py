@@ -50,6 +50,10 @@ def report_run(
     sets = [val_set.whole() for val_set in data.val_sets]
     results = score_sets(net, sets, task_code=plain["task_code"])
     table = {name: _three(result["published"]) for name, result in results.items()}
+    sheet = run_dir / "contact_sheet.png"
+    if sets:
+        save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
+    # Last of the files: where it is, the run counts as finished.
     write_results(
         run_dir / "results.json",
         {
@@ -61,8 +65,6 @@ def report_run(
     )
     console = Console(soft_wrap=True)
     if sets:
-        sheet = run_dir / "contact_sheet.png"
-        save_picture(_contact_sheet(net, sets, plain["task_code"]), sheet)
         _print(table, data)
         console.print(f"contact sheet  {_short(sheet)}")
     else:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FAILED = "failed.txt"
 STARTED = ".started"
 LOCK = "running.lock"
+LOCK_SECONDS = 1  # the lock of a killed process goes with the last of its loader's workers
 _watched: int | None = None  # the launcher that this process ends with
 # A launcher's worker imports this module with the callback below, and names the folder of its job before anything else.
 register_resolvers()
@@ -55,7 +56,7 @@ def run_as_job(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
     note = Path(HydraConfig.get().runtime.output_dir) / FAILED
     note.unlink(missing_ok=True)
     try:
-        with _alone_in(note.parent):
+        with alone_in(note.parent):
             task(config)
     except Exception as error:
         what = str(user_error(error) or f"{type(error).__name__}: {error}")
@@ -84,14 +85,19 @@ def end_with(parent: int) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder, as long as this process lives: a job that is still in Slurm's queue may start once more."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":  # of several processes of one job the first holds it for all
-        yield
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run folder as long as this process lives: a job that is still in Slurm's queue may start once more.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if any(os.environ.get(name, "0") != "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "RANK", "NODE_RANK")):
+        yield  # of several processes of one training the first holds it for all
         return
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / LOCK)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout as error:
         raise UserError(f"Another process is training in '{folder}'.") from error
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,12 @@ import hydra
 from omegaconf import DictConfig
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.disk import cannot_write, lossy_streams, quieten_full_logs
 from opir_lightning.errors import NothingFoundError, UserError
+from opir_lightning.files import remove_leftovers
 from opir_lightning.presets import suggest_layout
-from opir_lightning.resume import find_progress
-from opir_lightning.sweep import in_sweep, keep_settings, refuse_processes, run_as_job
+from opir_lightning.resume import find_progress, how_to_go_on, settings_of
+from opir_lightning.sweep import alone_in, in_sweep, keep_settings, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -42,38 +46,60 @@ def train(config: DictConfig) -> Path:
         keep_settings(plain)
     resume = plain["resume"]
     if resume == "auto":
-        finished, resume = find_progress(plain)
+        finished, resume, remark = find_progress(plain)
         if finished:
             log.info("Finished before: %s", plain["run_dir"])
             return Path(plain["run_dir"])
+        if remark:
+            log.warning("%s", remark)
         if resume:
             log.info("Going on from %s.", resume)
     elif resume is not None:
         if not Path(resume).is_file():
             raise UserError(f"There is no checkpoint '{resume}' to resume from; give the path of a .ckpt file.")
-        from opir_lightning.checkpoints import read_checkpoint
-
-        read_checkpoint(Path(resume))  # before anything else is loaded and built
+        settings_of(Path(resume))  # before anything else is loaded and built
     # Imported here, so that a mistyped key is answered before the seconds that Lightning takes to load.
-    from opir_lightning.data.watched_loader import explain_lost_workers
     from opir_lightning.provenance import provenance
     from opir_lightning.report import report_run
     from opir_lightning.training.callbacks import close_loggers
 
     started = provenance()  # the code that trains, whatever is checked out at the end
+    quieten_full_logs()
     module, data, trainer, run_dir = assemble(plain)
     if in_sweep():
         refuse_processes(trainer)
+    if trainer.is_global_zero:
+        remove_leftovers(run_dir)
     try:
-        with explain_lost_workers():
-            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        if trainer.interrupted:
-            raise UserError(f"The training was interrupted; continue it with resume={run_dir}/checkpoints/last.ckpt.")
+        _fit(trainer, module, data, resume)
         if trainer.is_global_zero:
             report_run(module.net, data, plain, run_dir, steps=trainer.global_step, started=started)
+    except OSError as error:
+        if (why := cannot_write(Path(error.filename or run_dir), error)) is None:
+            raise
+        raise UserError(f"{why}. Make room. {how_to_go_on(run_dir)}") from error
     finally:
         close_loggers(trainer)  # last: it may wait for an upload
     return run_dir
+
+
+def _fit(trainer: Trainer, module: RestorationModule, data: RestorationData, resume: str | None) -> None:
+    """Train; where that is interrupted, say how to go on, and leave with a status that is not 0."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from opir_lightning.data.watched_loader import explain_lost_workers
+
+    try:
+        with explain_lost_workers():
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SystemExit as leaving:
+        told = isinstance(leaving, SIGTERMException)
+        if trainer.is_global_zero:
+            why = "was told to end (SIGTERM)" if told else "was interrupted"
+            at = f"The training {why} after step {trainer.global_step}."
+            print(f"{at} {how_to_go_on(Path(trainer.default_root_dir))}", file=sys.stderr)
+        # Lightning would leave with 0 then, as after a training that has reached its end.
+        sys.exit(128 + signal.SIGTERM if told else leaving.code or 1)
 
 
 def assemble(
@@ -93,6 +119,7 @@ def assemble(
     from opir_lightning.provenance import git_state, provenance
     from opir_lightning.training import RestorationModule
     from opir_lightning.training.callbacks import CompiledPredictor
+    from opir_lightning.training.checkpointing import CheckpointFiles
 
     if plain["task_code"] not in ("blind", "label"):
         raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
@@ -123,10 +150,12 @@ def assemble(
     named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
     if plain["compile"]:
         named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
+    further = [instantiate(node, _convert_="all") for node in plain["trainer"].get("plugins") or []]
     trainer = instantiate(
         plain["trainer"],
         logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
         callbacks=[*named, *callbacks],
+        plugins=[*further, CheckpointFiles(plain["on_full_disk"])],
         default_root_dir=plain["run_dir"],
     )
     for logger in trainer.loggers:
@@ -148,10 +177,12 @@ def _check_tasks(plain: dict[str, Any]) -> None:
 @explain_user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the console script and of ``python -m``."""
-    if in_sweep():
-        run_as_job(train, config)
-    else:
-        train(config)
+    with lossy_streams():
+        if in_sweep():
+            run_as_job(train, config)
+        else:
+            with alone_in(Path(config.run_dir)):
+                train(config)
 
 
 if __name__ == "__main__":

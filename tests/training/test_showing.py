@@ -140,7 +140,8 @@ def test_pictures_of_unknown_tasks_are_left_out_of_the_confusion(tmp_path):
     module = SimpleNamespace(
         net=SimpleNamespace(tasks=("none", "noise")), log=lambda name, value, **_: logged.update({name: value})
     )
-    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, global_step=7, loggers=[])
+    files = SimpleNamespace(checkpoint_io=None)
+    trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, global_step=7, loggers=[], strategy=files)
     callback = TaskConfusion(folder=str(tmp_path))
     logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     outputs = SimpleNamespace(restored=Restoration(None, None, None, logits))

@@ -18,7 +18,8 @@ Flat = dict[str, Any]
 
 # What does not change what is learnt or scored: where things go, how they are shown, how fast they come.
 _IGNORED = re.compile(
-    r"_wandb|run_dir|seed|data\.seed|resume|tags|group|threads|compile|device|tile|checkpoint|data\.workers"
+    r"_wandb|run_dir|seed|data\.seed|resume|on_full_disk|tags|group|threads|compile|device|tile|checkpoint"
+    r"|data\.workers"
     r"|(logger|hydra|search|provenance|git)(\..*)?"
     r"|data\.packs|data\.degrade_on|callbacks\.(panels|operators|confusion|calibration|progress|best|last)\b.*"
     r"|trainer\.(enable_.*|log_every_n_steps|default_root_dir|logger|callbacks|accelerator)"

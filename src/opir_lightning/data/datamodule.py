@@ -27,6 +27,7 @@ from opir_lightning.data.samples import (
 from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
 from opir_lightning.data.watched_loader import WatchedLoader
+from opir_lightning.data.workers import begin_worker
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.types import Batch
 
@@ -175,6 +176,7 @@ class RestorationData(LightningDataModule):
             batch_size=self.batch_size,
             sampler=SampleNumbers(count=self._epoch_count(), place=place, rank=rank, world=world),
             num_workers=self.workers,
+            worker_init_fn=begin_worker,
             collate_fn=CollatePending(self.crop),
             persistent_workers=False,
             pin_memory=not on_cpu,

@@ -1,4 +1,4 @@
-"""Callbacks: averaged weights, a compiled predictor, a watch over the training, what a validation shows; and W&B."""
+"""Callbacks: checkpoints, averaged weights, a compiled predictor, a watch over the training, what it shows; W&B."""
 
 from opir_lightning.training.callbacks.averaging import ExponentialMovingAverage
 from opir_lightning.training.callbacks.calibration import UncertaintyCalibration
@@ -6,15 +6,18 @@ from opir_lightning.training.callbacks.compiled import CompiledPredictor
 from opir_lightning.training.callbacks.confusion import TaskConfusion
 from opir_lightning.training.callbacks.finite import FiniteSteps
 from opir_lightning.training.callbacks.health import TrainingHealth
+from opir_lightning.training.callbacks.keeping import BestCheckpoint, LastCheckpoint
 from opir_lightning.training.callbacks.operators import OperatorPictures
 from opir_lightning.training.callbacks.panels import PicturePanels
 from opir_lightning.training.callbacks.rising import RisingLoss
 from opir_lightning.training.callbacks.wandb_run import WandbRun, close_loggers
 
 __all__ = [
+    "BestCheckpoint",
     "CompiledPredictor",
     "ExponentialMovingAverage",
     "FiniteSteps",
+    "LastCheckpoint",
     "OperatorPictures",
     "PicturePanels",
     "RisingLoss",

@@ -232,6 +232,8 @@ class WandbRun(Logger):
 
         by_step: dict[int, tuple[list[str], Path, dict[str, Any]]] = {}
         for alias, (path, value) in self._checkpoints.items():
+            if not path.is_file():  # the disk was full
+                continue
             written = path.stat().st_mtime
             if self._sent.get(alias) == written:
                 continue
