@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.signal.windows import gaussian
 from scipy.stats import spearmanr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import opir_lightning
-from opir_lightning.metrics import published_crop, score, uncertainty_scores
+from opir_lightning.metrics import _gaussian_taps, published_crop, score, uncertainty_scores
 
 DEMO = Path(opir_lightning.__file__).parent / "data" / "demo"
-SIZES = [(101, 83), (64, 96), (96, 131), (47, 49), (120, 33)]  # H, W: multiples of 16, odd, and in between
+SIZES = [(101, 83), (64, 96), (96, 131), (47, 58), (120, 33)]  # H, W: multiples of 16, odd, and in between
 
 
 def photo_pairs() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -85,18 +86,36 @@ def test_a_prediction_from_the_cropped_input_scores_like_one_cropped_afterwards(
     assert torch.equal(late["ssim"], early["ssim"])
 
 
+def test_the_window_of_the_full_profile_is_a_gaussian_that_sums_to_one():
+    taps = np.array(_gaussian_taps(1.5, 5))
+    assert taps.sum() == pytest.approx(1, abs=1e-12)
+    assert taps / taps.max() == pytest.approx(gaussian(11, 1.5), abs=1e-12)
+
+
+def test_the_crop_takes_the_centre_of_anything_that_ends_in_height_and_width():
+    picture = torch.arange(3 * 37 * 58).reshape(3, 37, 58)
+    assert torch.equal(published_crop(picture), picture[:, 2:34, 5:53])
+    assert published_crop(picture[0, :16, :16]).shape == (16, 16)  # the smallest there is
+    same = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    same = (same * 255).round() / 255  # 'full' rounds one of the two
+    smallest = same[..., :11, :11]
+    assert score(same, same)["ssim"].item() == pytest.approx(1, abs=1e-12)
+    assert score(smallest, smallest, profile="full")["ssim"].item() == pytest.approx(1, abs=1e-9)
+
+
 def test_wrong_input_is_named():
     image = torch.zeros(1, 3, 20, 20)
-    with pytest.raises(ValueError, match="unknown profile 'ycbcr'"):
+    with pytest.raises(ValueError, match=r"unknown profile 'ycbcr'; there are 'published', 'full'$"):
         score(image, image, profile="ycbcr")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="only 10x20"):
+    with pytest.raises(ValueError, match=r"only 10x20\. Use profile='full' for such small images\.$"):
         score(image[..., :10], image[..., :10])
     with pytest.raises(ValueError, match="window is 11x11 and the image only 10x20"):
         score(image[..., :10], image[..., :10], profile="full")
     with pytest.raises(ValueError, match="differ in shape"):
         score(image[..., :17], image)
-    with pytest.raises(ValueError, match=r"\(B, 3, H, W\) twice"):
-        score(image[:, :1], image[:, :1])
+    for first, second in ((image[:, :1], image[:, :1]), (image, image[0]), (image[0], image)):
+        with pytest.raises(ValueError, match=r"\(B, 3, H, W\) twice"):
+            score(first, second)
 
 
 def test_rank_correlations_are_spearmans_with_ties():
@@ -136,5 +155,7 @@ def test_a_constant_map_ranks_nothing_and_a_perfect_result_has_no_ause():
     assert constant["rank_correlation_block8"].item() == constant["rank_correlation_pixel"].item() == 0
     perfect = uncertainty_scores(error, torch.zeros_like(error))
     assert perfect["ause"].item() == 0
-    with pytest.raises(ValueError, match=r"\(B, 1, H, W\) twice"):
-        uncertainty_scores(error, error[..., :8])
+    colours, low, flat = error.expand(1, 3, 16, 16), error[..., :8, :], error[0]
+    for first, second in ((error, error[..., :8]), (colours, colours), (low, low), (flat, flat), (flat, error)):
+        with pytest.raises(ValueError, match=r"^expected \(B, 1, H, W\) twice with sides of at least 16, got"):
+            uncertainty_scores(first, second)

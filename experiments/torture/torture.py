@@ -54,6 +54,7 @@ SETTINGS = [
     "trainer.log_every_n_steps=1",
     "trainer.enable_progress_bar=false",
     "callbacks.progress=null",
+    "callbacks.health=null",  # seconds and memory differ from run to run
     "callbacks.last.every_n_train_steps=5",
     "callbacks.ema.decay=0.99",
 ]

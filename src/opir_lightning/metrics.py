@@ -213,5 +213,5 @@ def _ause(uncertainty: Tensor, error: Tensor) -> Tensor:
 def _sparsification(ascending: Tensor) -> Tensor:
     """Mean of what is left after removing 0 %, 1 %, ..., 99 % from the end: ``(N,)`` to ``(100,)``."""
     steps = torch.arange(SPARSIFICATION_STEPS, device=ascending.device, dtype=torch.float64) / SPARSIFICATION_STEPS
-    kept = (ascending.numel() * (1 - steps)).round().long().clamp_min(1)
+    kept = (ascending.numel() * (1 - steps)).round().long()  # at least 3 of the 256 that a map has
     return ascending.cumsum(0)[kept - 1] / kept

@@ -98,6 +98,71 @@ def test_sources_are_drawn_by_weight_and_labelled(mixture):
     shares = np.bincount(tasks, minlength=4) / 400
     assert shares == pytest.approx(np.array([0.5, 1, 1, 2]) / 4.5, abs=0.07)
     assert np.mean([mixture[n].label_given for n in range(400)]) == pytest.approx(0.4, abs=0.07)
+    names = ["none", "noise", "rain", "blur"]
+    assert [mixture.source_of(n) for n in range(400)] == [names[task] for task in tasks]
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """A folder with one grey picture of 20 x 23 pixels whose values tell where they lie: 8 x row + column."""
+    rows, columns = np.mgrid[:20, :23]
+    grey = (8 * rows + columns).astype(np.uint8)
+    Image.fromarray(np.stack([grey] * 3, 2)).save(tmp_path / "ramp.png")
+    return tmp_path
+
+
+def plain(root, **settings):
+    source = CleanFolder(task="none", degradation=Identity(), folders=["."], weight=1, augmentation="none")
+    return Mixture(
+        {"none": (source, source.items(root, embedded="train"))},
+        tasks=TASKS,
+        store=ImageStore(),
+        seed=3,
+        label_share=0,
+        **settings,
+    )
+
+
+def test_crops_lie_everywhere_in_a_picture_and_nowhere_else(ramp):
+    mixture = plain(ramp, crop=16)
+    corners = [int(mixture[n].clean[0, 0, 0] * 255 + 0.5) for n in range(400)]
+    places = {(corner // 8, corner % 8) for corner in corners}
+    assert places == {(row, column) for row in range(5) for column in range(8)}
+    first = (mixture[0].clean[0] * 255 + 0.5).int()
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    assert torch.equal(first - first[0, 0], (8 * rows + columns).int())  # without jitter it is the picture itself
+
+
+def test_a_picture_that_is_smaller_than_a_crop_is_mirrored_at_its_end(ramp):
+    crop = (plain(ramp, crop=30)[0].clean[0] * 255 + 0.5).int()
+    assert torch.equal(crop[:20, :23], torch.tensor([[8 * r + c for c in range(23)] for r in range(20)]).int())
+    assert torch.equal(crop[20:], crop[10:20].flip(0))
+    assert torch.equal(crop[:, 23:], crop[:, 16:23].flip(1))
+
+
+def test_brightness_contrast_and_saturation_vary_around_the_picture_by_the_jitter(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(90, 130, (16, 16, 3), np.uint8)
+    picture[..., 2] = picture[..., 2] // 2  # a colour to be more or less of
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    plain_one = plain(tmp_path, crop=16)[0].clean
+
+    def measured(clean):
+        grey = clean.mean(0)
+        return clean.mean(), grey.std() / grey.mean(), (clean.max(0).values - clean.min(0).values).mean() / clean.mean()
+
+    mixture = plain(tmp_path, crop=16, jitter=0.3)
+    ratios = []
+    for n in range(300):
+        clean = mixture[n].clean
+        ratios.append([float(a / b) for a, b in zip(measured(clean), measured(plain_one), strict=True)])
+    ratios = np.array(ratios)
+    untouched = np.all(np.abs(ratios - 1) < 1e-3, axis=1)
+    assert untouched.mean() == pytest.approx(0.5, abs=0.1)
+    for ratio in ratios.T:
+        assert 0.4 < ratio.min() < 0.85  # they are varied all three, and the last two share colours
+        assert 1.15 < ratio.max() < 1.8
+    assert 0.65 < ratios[:, 0].min() < ratios[:, 0].max() < 1.35
 
 
 def test_undamaged_samples_are_their_own_clean_picture_and_damaged_ones_are_not(mixture):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opir_lightning.tiling import Span, plan_tiles
+from opir_lightning.tiling import BLEND, Span, plan_tiles
 
 
 def check_axis(spans: list[Span], length: int, tile: int | None, overlap: int, stride: int) -> None:
@@ -24,12 +24,20 @@ def check_axis(spans: list[Span], length: int, tile: int | None, overlap: int, s
         if tile is not None:
             between_seams = span.kept.stop - span.kept.start - (span.before + span.after) // 2
             assert between_seams <= -(-tile // stride) * stride
+        # Neighbours fade into each other in even steps, each a half from the seam's ends.
+        if span.before:
+            steps = (torch.arange(span.before) + 0.5) / span.before
+            torch.testing.assert_close(span.weights[: span.before], steps)
     torch.testing.assert_close(shares, torch.ones_like(shares), rtol=0, atol=1e-6)
     assert spans[0].before == spans[-1].after == 0
     for above, below in itertools.pairwise(spans):
         assert above.after == below.before == above.kept.stop - below.kept.start
     if tile is None:
         assert len(spans) == 1
+    if len(spans) > 1:
+        # As far as the overlap and half of the shortest neighbours allow, and no farther than is needed.
+        step, last = spans[1].kept.start + spans[1].before // 2, length - spans[-1].kept.start - spans[-1].before // 2
+        assert spans[1].before == 2 * min(BLEND, overlap, step // 2, last // 2)
 
 
 @given(
