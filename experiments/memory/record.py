@@ -2,8 +2,10 @@
 
 ``python experiments/memory/record.py -o FOLDER -- python -m opir_lightning.train experiment=five_task ...``
 
-Memory is the proportional set size of the command with all its children: pages that loader workers share with their
-parent count once. The first minutes fill caches, packs and the allocator's pools, so the line is fitted to what follows
+Memory is what the command with all its children holds of its own (Linux: ``Pss_Anon`` and ``Pss_Shmem`` of
+``smaps_rollup``): pages that loader workers share with their parent count once, and those of mapped files not at all. The
+packs of decoded pictures are such files; their pages are the system's cache, which grows as pictures are drawn, and
+counts half as soon as another training maps the same pack. They are in the second column. The first minutes fill caches, packs and the allocator's pools, so the line is fitted to what follows
 them, through the medians of whole minutes; its slope is Theil and Sen's, which a few peaks (a validation, a checkpoint)
 do not bend.
 """
@@ -16,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,15 +34,14 @@ from opir_lightning.provenance import provenance
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-MIB = 2**20
-
 
 class Sample(NamedTuple):
     """Memory at one moment: of all processes of the command, and of the first one."""
 
     seconds: float
-    total_mib: float
+    own_mib: float
     main_mib: float
+    with_files_mib: float
     processes: int
 
 
@@ -52,7 +54,7 @@ def watch(command: list[str], every: float, log: Path) -> tuple[int, list[Sample
         while child.poll() is None:
             if sample := _look(child.pid, time.monotonic() - start):
                 samples.append(sample)
-                bar.set_postfix_str(f"{sample.total_mib:.0f} MiB in {sample.processes} processes")
+                bar.set_postfix_str(f"{sample.own_mib:.0f} MiB in {sample.processes} processes")
             bar.update()
             time.sleep(every)
     return child.returncode, samples
@@ -63,13 +65,21 @@ def _look(pid: int, seconds: float) -> Sample | None:
         main = psutil.Process(pid)
         sizes = []
         for process in [main, *main.children(recursive=True)]:
-            try:
-                sizes.append(process.memory_full_info().pss / MIB)
-            except psutil.NoSuchProcess:  # a worker that has just ended
-                continue
+            with suppress(OSError):  # a worker that has just ended
+                sizes.append(_held(process.pid))
     except psutil.NoSuchProcess:
         return None
-    return Sample(round(seconds, 1), round(sum(sizes), 1), round(sizes[0], 1), len(sizes)) if sizes else None
+    if not sizes:
+        return None
+    own, whole = (round(sum(column), 1) for column in zip(*sizes, strict=True))
+    return Sample(round(seconds, 1), own, round(sizes[0][0], 1), whole, len(sizes))
+
+
+def _held(pid: int) -> tuple[float, float]:
+    """MiB of a process: its own, and with the pages of mapped files."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {name: float(value.split()[0]) for name, value in (line.split(":", 1) for line in lines)}
+    return (kib["Pss_Anon"] + kib["Pss_Shmem"]) / 1024, kib["Pss"] / 1024
 
 
 def fit(samples: list[Sample], warm_up: float) -> dict[str, float]:
@@ -77,7 +87,7 @@ def fit(samples: list[Sample], warm_up: float) -> dict[str, float]:
     minutes: dict[int, list[float]] = {}
     for sample in samples:
         if sample.seconds >= warm_up:
-            minutes.setdefault(int(sample.seconds // 60), []).append(sample.total_mib)
+            minutes.setdefault(int(sample.seconds // 60), []).append(sample.own_mib)
     hours = np.array(sorted(minutes)) / 60
     medians = np.array([np.median(minutes[minute]) for minute in sorted(minutes)])
     slope, intercept, low, high = theilslopes(medians, hours)
@@ -85,7 +95,7 @@ def fit(samples: list[Sample], warm_up: float) -> dict[str, float]:
     return {
         "minutes": len(medians),
         "median_mib": round(float(np.median(medians)), 1),
-        "peak_mib": max(sample.total_mib for sample in samples),
+        "peak_mib": max(sample.own_mib for sample in samples),
         "slope_mib_per_hour": round(float(slope), 2),
         "slope_low": round(float(low), 2),  # 95 % interval
         "slope_high": round(float(high), 2),
@@ -97,14 +107,15 @@ def fit(samples: list[Sample], warm_up: float) -> dict[str, float]:
 def draw(samples: list[Sample], line: dict[str, float], warm_up: float, path: Path) -> None:
     minutes = np.array([sample.seconds for sample in samples]) / 60
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    axes.plot(minutes, [s.total_mib for s in samples], color="#0072B2", lw=1, label="all processes")
+    axes.plot(minutes, [s.with_files_mib for s in samples], color="#CC79A7", lw=1, label="with mapped files")
+    axes.plot(minutes, [s.own_mib for s in samples], color="#0072B2", lw=1, label="all processes")
     axes.plot(minutes, [s.main_mib for s in samples], color="#E69F00", lw=1, label="the training process")
     fitted = np.array([warm_up / 60, minutes[-1]])
     label = f"{line['slope_mib_per_hour']:+.1f} MiB an hour ({line['slope_low']:+.1f} to {line['slope_high']:+.1f})"
     axes.plot(
         fitted, line["intercept_mib"] + line["slope_mib_per_hour"] * fitted / 60, color="black", ls="--", label=label
     )
-    axes.set(xlabel="minutes", ylabel="MiB (proportional set size)", ylim=(0, None))
+    axes.set(xlabel="minutes", ylabel="MiB", ylim=(0, None))
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
