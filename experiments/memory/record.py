@@ -3,11 +3,11 @@
 ``python experiments/memory/record.py -o FOLDER -- python -m opir_lightning.train experiment=five_task ...``
 
 Memory is what the command with all its children holds of its own (Linux: ``Pss_Anon`` and ``Pss_Shmem`` of
-``smaps_rollup``): pages that loader workers share with their parent count once, and those of mapped files not at all. The
-packs of decoded pictures are such files; their pages are the system's cache, which grows as pictures are drawn, and
-counts half as soon as another training maps the same pack. They are in the second column. The first minutes fill caches, packs and the allocator's pools, so the line is fitted to what follows
-them, through the medians of whole minutes; its slope is Theil and Sen's, which a few peaks (a validation, a checkpoint)
-do not bend.
+``smaps_rollup``): pages that loader workers share with their parent count once, and those of mapped files not at all.
+The packs of decoded pictures are such files; their pages are the system's cache, which grows as pictures are drawn, and
+counts half as soon as another training maps the same pack. They are in a column of their own. The first minutes fill
+caches, packs and the allocator's pools, so the line is fitted to what follows them, through the medians of whole
+minutes; its slope is Theil and Sen's, which a few peaks (a validation, a checkpoint) do not bend.
 """
 
 from __future__ import annotations
