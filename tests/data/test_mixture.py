@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.depth import relative_depth
 from opir_lightning.data.evaluation import EvaluationSet
 from opir_lightning.data.mixture import Mixture, SampleNumbers
@@ -163,6 +164,21 @@ def test_brightness_contrast_and_saturation_vary_around_the_picture_by_the_jitte
         assert 0.4 < ratio.min() < 0.85  # they are varied all three, and the last two share colours
         assert 1.15 < ratio.max() < 1.8
     assert 0.65 < ratios[:, 0].min() < ratios[:, 0].max() < 1.35
+
+
+def test_a_curriculum_that_names_what_is_not_there_or_leaves_nothing_is_refused():
+    def begin(**weights):
+        sources = {"none": embedded("none", Identity()), "noise": embedded("noise", Noise(), 0.0)}
+        curriculum = Curriculum(samples=10, weights=weights)
+        return Mixture(sources, tasks=TASKS, store=ImageStore(), crop=32, seed=0, label_share=0, curriculum=curriculum)
+
+    with pytest.raises(
+        UserError, match=r"^The curriculum has weights for fog, hail, and the sources are none, noise\.$"
+    ):
+        begin(hail=1.0, none=1.0, fog=2.0)
+    with pytest.raises(UserError, match=r"^The curriculum begins with no source at all: all its weights are 0\.$"):
+        begin(none=0.0, noise=1.0)  # and the weight of the other is 0
+    assert begin(none=0.1, noise=0.0)[0].task == 0
 
 
 def test_undamaged_samples_are_their_own_clean_picture_and_damaged_ones_are_not(mixture):
