@@ -25,8 +25,8 @@ def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
     import opir_lightning.degradations.blur_kernels as kernels
     from opir_lightning import compare, restore
     from opir_lightning.checkpoints import load_model, read_header
+    from opir_lightning.comparison.finding import read_runs
     from opir_lightning.comparison.offline import read_log
-    from opir_lightning.comparison.runs import read_runs
     from opir_lightning.data import CleanFolder
     from opir_lightning.data.images import read_depth, read_rgb
     from opir_lightning.data.inspection import inspect_set, list_sets, look_at
@@ -40,7 +40,7 @@ def readers(weights: Path) -> dict[str, Callable[[Path], object]]:
     restorer = Restorer.from_pretrained(weights, device="cpu")
 
     def run_folder(path: Path) -> None:
-        runs, left_out = read_runs([path])
+        runs, _, left_out = read_runs([path])
         if not runs:
             raise UserError(left_out[0].reason)
 

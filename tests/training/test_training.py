@@ -239,7 +239,7 @@ def test_an_unknown_task_or_code_is_named(tmp_path):
 
 def test_a_file_to_go_on_from_that_is_no_checkpoint_is_refused_before_anything_is_built(tmp_path):
     (tmp_path / "torn.ckpt").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"torn\.ckpt' is not a training checkpoint"):
+    with pytest.raises(UserError, match=r"torn\.ckpt' cannot be read: it is cut off or damaged"):
         train(configuration(tmp_path, f"resume={tmp_path}/torn.ckpt"))
 
 
