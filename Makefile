@@ -43,7 +43,7 @@ ablations: setup ## a small ablation on the embedded photographs, some 40 minute
 search: setup    ## a small search on the embedded photographs, in two processes; goes on where it was cut
 	$(PY) -m opir_lightning.search search=small & other=$$!; \
 	    $(PY) -m opir_lightning.search search=small; status=$$?; wait $$other && exit $$status
-	$(PY) -m opir_lightning.compare outputs/search/small -o experiments/search/small
+	$(PY) -m opir_lightning.compare outputs/search/small -o experiments/search/small --pictures 1
 
 test: setup      ## the fast test suite, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile
