@@ -35,6 +35,8 @@ TINY = [
 def say(monkeypatch, tmp_path, capfd):
     """Call an entry point as its command line would; returns exit status and what went to standard error."""
     monkeypatch.chdir(tmp_path)
+    # Where coverage is measured the interpreter is traced, which Hydra takes for a debugger and shows it everything.
+    monkeypatch.setattr("hydra._internal.utils.is_under_debugger", lambda: False)
 
     def call(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])

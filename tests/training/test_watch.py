@@ -143,8 +143,10 @@ def test_a_stalled_worker_is_reported_and_waited_for(tmp_path, small_root, monke
         watched_loader.log.removeHandler(handler)
     assert trainer.global_step == 5
     said = [record.getMessage() for record in caplog.records if record.name == watched_loader.log.name]
-    assert f"worker {continued[0]} lives (stopped, 0% of a CPU" in said[0]
-    assert "kill -CONT" in said[0]
+    # On a busy machine a batch may take as long without anybody's doing: that is reported, too.
+    stopped = [line for line in said if f"worker {continued[0]} lives (stopped, 0% of a CPU" in line]
+    assert stopped
+    assert "kill -CONT" in stopped[0]
     assert said[-1].startswith("The wait for the loader is over")
 
 
