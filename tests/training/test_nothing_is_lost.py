@@ -224,6 +224,19 @@ def test_what_an_earlier_training_left_is_no_earlier_checkpoint_of_this_one(tmp_
     assert not previous_of(last.with_name("best.ckpt")).exists()
 
 
+def test_gone_on_from_by_a_link_the_checkpoint_is_the_trainings_own(tmp_path):
+    """Lightning writes to the folder that a link leads to."""
+    last = tmp_path / "disk" / "last.ckpt"
+    files = CheckpointFiles()
+    for step in (1, 2):
+        files.save_checkpoint({"global_step": step}, last)
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    resumed = CheckpointFiles()
+    resumed.load_checkpoint(tmp_path / "run" / "last.ckpt", weights_only=True)
+    resumed.save_checkpoint({"global_step": 3}, last)
+    assert (step_of(last), step_of(previous_of(last))) == (3, 2)
+
+
 def test_the_log_keeps_its_rows_whatever_happens(tmp_path, caplog):
     def log(resume=None):
         return CSVLog(save_dir=str(tmp_path), name="", version="log", resume=resume)
