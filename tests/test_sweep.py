@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -19,7 +22,7 @@ from safetensors.torch import load_file
 from opir_lightning import train
 from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
-from opir_lightning.sweep import refuse_processes
+from opir_lightning.sweep import SweepReport, refuse_processes, run_as_job
 from opir_lightning.training import RestorationModule
 
 register_schemas()
@@ -138,6 +141,28 @@ def test_a_job_that_fails_is_reported_and_does_not_take_the_rest_along(sweep):
     assert status == 1
     assert "Another process is training" in said
     assert sweep("experiment=ablation/uncertainty", "model.uncertainty=off", "trainer.max_steps=1")[0] == 0
+
+
+def test_a_job_that_fails_on_a_full_disk_is_reported_too(tmp_path, monkeypatch, capsys):
+    job = tmp_path / "job"
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(job)))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+    def fails(_):
+        raise UserError("the disk is full")
+
+    report = SweepReport()
+    report.on_multirun_start(config)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        run_as_job(fails, config)
+    with pytest.raises(SystemExit) as leaving:
+        report.on_multirun_end(config)
+    assert leaving.value.code == 1
+    said = capsys.readouterr().err
+    assert "error: the disk is full (the sweep goes on)\n" in said
+    assert f"error: 1 job of the sweep failed:\n  {job}: the reason could not be written down\n" in said
 
 
 def composed(tmp_path: Path, small_root: Path, *overrides: str):

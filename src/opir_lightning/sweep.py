@@ -60,8 +60,13 @@ def run_as_job(task: Callable[[DictConfig], Any], config: DictConfig) -> None:
             task(config)
     except Exception as error:
         what = str(user_error(error) or f"{type(error).__name__}: {error}")
-        note.write_text(f"{what}\n\n{traceback.format_exc()}")
-        print(f"error: {what} ({note} has more; the sweep goes on)", file=sys.stderr)
+        note.touch()  # by it the job counts as failed, whether or not there is room for the reason
+        try:
+            note.write_text(f"{what}\n\n{traceback.format_exc()}")
+            more = f"{note} has more; "
+        except OSError:
+            more = ""
+        print(f"error: {what} ({more}the sweep goes on)", file=sys.stderr)
     finally:
         gc.collect()  # modules and trainers know each other: without this the next job starts beside the memory of this
 
@@ -146,5 +151,6 @@ class SweepReport(Callback):
             return
         print(f"error: {len(failed)} job{'s' * (len(failed) > 1)} of the sweep failed:", file=sys.stderr)
         for note in failed:
-            print(f"  {note.parent}: {note.read_text().splitlines()[0]}", file=sys.stderr)
+            reason = (note.read_text().splitlines() or ["the reason could not be written down"])[0]
+            print(f"  {note.parent}: {reason}", file=sys.stderr)
         sys.exit(1)
