@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from opir_lightning import search as search_module
 from opir_lightning.comparison.searches import COMPLETE, CUT_OFF, FAILED, read_search
 from opir_lightning.config import config_dir, register_schemas
 from opir_lightning.errors import UserError
-from opir_lightning.search import DRAWING, LOCK, search
+from opir_lightning.search import DRAWING, LOCK, override, search
+from opir_lightning.training import RestorationModule
 from opir_lightning.trials import INSTEAD_OF, trial_folder
 
 optuna = pytest.importorskip("optuna", reason="the package 'optuna' is not installed")
@@ -133,6 +139,40 @@ def test_a_trial_that_another_process_is_at_is_left_to_it_and_counts(tmp_path):
     folder.mkdir(parents=True)
     with FileLock(folder / LOCK):
         assert [trial.state.name for trial in search(config).trials] == ["RUNNING"]
+
+
+def test_a_trial_that_is_interrupted_is_tried_anew_once(tmp_path, monkeypatch):
+    config = configuration(tmp_path, {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}, "search.trials=1")
+    step = RestorationModule.training_step
+
+    def told_to_end(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(RestorationModule, "training_step", told_to_end)
+    with pytest.raises(SystemExit) as leaving:
+        search(config)
+    monkeypatch.setattr(RestorationModule, "training_step", step)
+    assert leaving.value.code == 128 + signal.SIGTERM
+    assert [trial.state for trial in read_search(tmp_path).trials] == [CUT_OFF, "waiting"]
+    study = search(config)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    assert study.trials[0].params == study.trials[1].params
+
+
+WORDS = [None, True, 3, 1e-5, "tap_mean", "two words, a 'quote'", "null", "12", ""]
+
+
+@pytest.mark.parametrize("value", [*WORDS, [1, 2], [None, "a b"]])
+def test_the_best_settings_are_written_as_a_command_takes_them(value):
+    drawn, choices = value, WORDS
+    if isinstance(value, list):  # then all of them are JSON
+        drawn, choices = json.dumps(value), [json.dumps(choice) for choice in (*WORDS, value)]
+        assert override("model.x", choices[0], choices) == "model.x=null"
+    (argument,) = shlex.split(shlex.join([override("model.x", drawn, choices)]))
+    (read,) = OverridesParser.create().parse_overrides([argument])
+    assert read.value() == value
+    assert type(read.value()) is type(value)
 
 
 def test_one_process_draws_at_a_time_and_none_waits_for_a_training(tmp_path, monkeypatch):

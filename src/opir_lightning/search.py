@@ -9,16 +9,20 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import shlex
+import signal
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from filelock import BaseFileLock, FileLock, Timeout
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LOCK = "running.lock"  # in the folder of a trial, for as long as its process is at it
 DRAWING = "drawing.lock"  # in that of the search, while settings or plots are drawn
+
+# Words that are read as words without quotes.
+_PLAIN = re.compile(r"(?!(null|true|false|inf|nan)$)[A-Za-z_][\w./-]*", re.ASCII | re.IGNORECASE)
 
 register_schemas()
 limit_spinning()
@@ -94,6 +101,8 @@ def _run_trial(trial: optuna.Trial, config: DictConfig, drawing: BaseFileLock) -
 
     The lock of drawing is given back once the settings are drawn and the trial's folder is held.
     """
+    from optuna.trial import TrialState
+
     folder = trial_folder(Path(str(config.run_dir)), trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):  # goes with this process, however that ends
@@ -101,7 +110,15 @@ def _run_trial(trial: optuna.Trial, config: DictConfig, drawing: BaseFileLock) -
         for path, values in own.search.space.items():
             OmegaConf.update(own, str(path), _suggest(trial, str(path), values), force_add=True)
         drawing.release()
-        return _train(trial, own, folder)
+        try:
+            return _train(trial, own, folder)
+        except KeyboardInterrupt:  # Optuna ends the trial as failed
+            _enqueue_again(trial.study, trial)
+            raise
+        except SystemExit as leaving:  # so Lightning ends; Optuna lets it pass, and the trial would count as running
+            trial.study.tell(trial.number, state=TrialState.FAIL)
+            _enqueue_again(trial.study, trial)
+            sys.exit(leaving.code or 128 + signal.SIGTERM)  # it would be 0 where it was told to end
 
 
 def _train(trial: optuna.Trial, config: DictConfig, folder: Path) -> float:
@@ -119,9 +136,6 @@ def _train(trial: optuna.Trial, config: DictConfig, folder: Path) -> float:
     module, data, trainer, _ = assemble(plain, callbacks=[PruneTrial(trial, metric)])
     try:
         trainer.fit(module, data, weights_only=True)
-    except (KeyboardInterrupt, SystemExit):
-        _enqueue_again(trial.study, trial)
-        raise
     finally:
         trial.set_user_attr(STEPS, trainer.global_step)
         close_loggers(trainer)
@@ -219,9 +233,30 @@ def _write(study: optuna.Study, folder: Path) -> None:
             row = [trial.number, trial.state.name.lower(), trial.value, trial.user_attrs.get(STEPS), seconds]
             table.writerow([*row, *(trial.params.get(name, "") for name in names)])
     if _complete(study):
-        overrides = [f"++{name}={value}" for name, value in study.best_params.items()]
+        best = study.best_trial
+        choices = {name: getattr(drawn, "choices", ()) for name, drawn in best.distributions.items()}
+        overrides = [f"++{override(name, value, choices[name])}" for name, value in best.params.items()]
         (folder / "best.txt").write_text(shlex.join(overrides) + "\n")
         _plot(study, folder / "plots")
+
+
+def override(name: str, value: Any, choices: Sequence[Any] = ()) -> str:
+    """A drawn setting as Hydra's command line takes it.
+
+    Args:
+        name: path of the setting.
+        value: as the journal has it.
+        choices: that it was drawn from; where a list is among them all are JSON, which means the same there.
+    """
+    if value is None:
+        value = "null"
+    elif (
+        isinstance(value, str)
+        and not _PLAIN.fullmatch(value)
+        and not any(str(c).startswith(("[", "{")) for c in choices)
+    ):
+        value = QuotedString(text=value, quote=Quote.single).with_quotes()
+    return f"{name}={value}"
 
 
 def _plot(study: optuna.Study, folder: Path) -> None:
