@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from opir_lightning.config import check_keys, config_dir, register_schemas
+from opir_lightning.config import check_keys, config_dir, register_schemas, setting
 from opir_lightning.errors import UserError
 
 EXPERIMENTS = sorted(path.stem for path in (Path(config_dir()) / "experiment").glob("*.yaml"))
@@ -21,6 +23,14 @@ def composed(*overrides: str, extra: Path | None = None):
     search = [f"hydra.searchpath=[file://{extra}]"] if extra else []
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         return compose("train", ["run_dir=.", *search, *overrides])
+
+
+def test_runs_that_are_watched_otherwise_have_the_same_group(monkeypatch):
+    given = ["seed=3", "data.workers=0", "data.stalled_after=60", "+data.stop_stalled_after=9", "callbacks.panels=null"]
+    overrides = SimpleNamespace(task=["experiment=rain", *given, "model.kernel_size=5", "callbacks.ema.decay=0.9"])
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(overrides=overrides))
+    assert setting("rain") == "rain callbacks.ema.decay=0.9 model.kernel_size=5"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

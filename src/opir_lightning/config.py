@@ -141,7 +141,8 @@ def register_schemas() -> None:
 
 # Overrides that say where, how watched, or how often a training runs, not what is trained.
 _NOT_A_SETTING = re.compile(
-    r"(experiment|seed|threads|compile|run_dir|resume|on_full_disk|name|group|tags|trainer|data\.(root|workers|packs|degrade_on)"
+    r"(experiment|seed|threads|compile|run_dir|resume|on_full_disk|name|group|tags|trainer"
+    r"|data\.(root|workers|packs|degrade_on|stalled_after|stop_stalled_after)"
     r"|trainer\.(accelerator|devices|log_every_n_steps|enable_\w+)|(logger|hydra|callbacks\.(?!ema)).*)"
 )
 _LONGEST_NAME = 120  # W&B takes 128 characters

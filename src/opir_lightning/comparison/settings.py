@@ -18,10 +18,10 @@ Flat = dict[str, Any]
 
 # What does not change what is learnt or scored: where things go, how they are shown, how fast they come.
 _IGNORED = re.compile(
-    r"_wandb|run_dir|seed|data\.seed|resume|on_full_disk|on_full_disk|tags|group|threads|compile|device|tile|checkpoint"
-    r"|data\.workers"
+    r"_wandb|run_dir|seed|resume|on_full_disk|tags|group|threads|compile|device|tile|checkpoint"
     r"|(logger|hydra|search|provenance|git)(\..*)?"
-    r"|data\.(packs|degrade_on|stalled_after|stop_stalled_after)|callbacks\.finite\.(folder|keep)"
+    r"|data\.(seed|workers|packs|degrade_on|stalled_after|stop_stalled_after)"
+    r"|callbacks\.finite\.(folder|keep)"
     r"|callbacks\.(panels|operators|confusion|calibration|progress|best|last|health|rising)\b.*"
     r"|trainer\.(enable_.*|log_every_n_steps|default_root_dir|logger|callbacks|accelerator)"
     r"|(.*\.)?_(target|convert|partial|recursive)_"
