@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opir_lightning.comparison.csv_text import csv_text
 from opir_lightning.comparison.finding import read_runs
 from opir_lightning.comparison.groups import Group, compared_sets, group_runs
 from opir_lightning.comparison.offline import read_log
@@ -198,6 +202,30 @@ def test_escaping():
         r"in & $\infty$ \\",
         r"\bottomrule",
     ]
+
+
+def test_no_text_of_a_csv_file_is_a_formula_and_it_reads_back_as_it_was():
+    cells = [
+        "=1+1",
+        "+a",
+        "-b",
+        "@SUM(A1)",
+        "\t=1",
+        "\r\n-x",
+        "＝1",
+        "'=1",
+        "''@",
+        "'quoted'",
+        "a=1, 2",
+        "one\rtwo",
+        "-",
+    ]
+    numbers = [-0.5, 3, None, "-0.25", "+1e-05", "-3."]
+    (read,) = csv.reader(io.StringIO(csv_text([[*cells, *numbers]]), newline=""))
+    assert read[len(cells) :] == ["-0.5", "3", "", "-0.25", "+1e-05", "-3."]
+    assert not any(cell.startswith(tuple("=+-@\t\r\n＝")) for cell in read[: len(cells)])
+    assert [re.sub(r"^'('*[=+\-@\t\r\n＝])", r"\1", cell) for cell in read[: len(cells)]] == cells
+    assert read[9:12] == cells[9:12]
 
 
 def offline_log(folder: Path, records: list, *, torn: int = 0) -> Path:

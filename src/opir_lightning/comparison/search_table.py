@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from opir_lightning.comparison.csv_text import csv_text
 from opir_lightning.comparison.searches import Search, Trial
 from opir_lightning.comparison.tables import Cell, Table
 
@@ -73,12 +72,10 @@ def trials_csv(searches: Iterable[Search]) -> str:
     """Every trial, its settings in full; one line each."""
     searches = list(searches)
     names = list(dict.fromkeys(name for search in searches for name in search.parameters()))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["search", "trial", "state", "value", "steps", "seconds", *names])
+    rows: list[list[Any]] = [["search", "trial", "state", "value", "steps", "seconds", *names]]
     for search in searches:
         for trial in search.trials:
             row = [search.name, trial.number, trial.state, trial.value, trial.steps, trial.seconds]
             settings = [trial.parameters.get(name, "") for name in names]
-            table.writerow([*row, *(json.dumps(s) if isinstance(s, list | dict) else s for s in settings)])
-    return text.getvalue()
+            rows.append([*row, *(json.dumps(s) if isinstance(s, list | dict) else s for s in settings)])
+    return csv_text(rows)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opir_lightning.comparison.costs import Cost
+from opir_lightning.comparison.csv_text import csv_text
 from opir_lightning.comparison.groups import Group, settings_table
 from opir_lightning.comparison.scores import SetKey
 from opir_lightning.comparison.statistics import (
@@ -185,7 +184,7 @@ def scores_csv(groups: Sequence[Group], keys: Sequence[SetKey]) -> str:
                 std = "" if s.std is None else f"{s.std:.6g}"
                 seeds = " ".join(map(str, group.seeds))
                 lines.append([group.name, seeds, *key, profile, score, f"{s.mean:.6g}", std, str(s.n)])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def runs_csv(groups: Sequence[Group], keys: Sequence[SetKey]) -> str:
@@ -198,7 +197,7 @@ def runs_csv(groups: Sequence[Group], keys: Sequence[SetKey]) -> str:
                 if found is not None:
                     seed = "" if run.seed is None else str(run.seed)
                     lines.append([group.name, seed, str(run.path), *key, profile, score, f"{found:.6g}"])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def _all_scores(group: Group, keys: Sequence[SetKey]) -> list[tuple[SetKey, str, str]]:
@@ -219,13 +218,7 @@ def differences_csv(rows: Iterable[Difference], reference: Group, profile: str) 
         ends = ["" if end is None else f"{end:.6g}" for end in (d.low, d.high)]
         numbers = [str(d.pictures), f"{d.mean:.6g}", *ends, f"{d.better:.4g}"]
         lines.append([d.group.name, reference.name, *d.key, profile, d.metric.key, *numbers])
-    return _csv(lines)
-
-
-def _csv(lines: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def markdown(table: Table) -> str:
