@@ -212,6 +212,13 @@ def test_nothing_finished_an_unknown_reference_and_a_missing_package_are_one_sen
     assert "matplotlib: pip install 'opir-lightning[compare]'" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(sweep, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert main([str(sweep), "--pictures", "0", "-o", str(tmp_path / "file" / "out")]) == 1
+    assert f"error: '{tmp_path}/file/out/index.html' cannot be written (Not a directory);" in capsys.readouterr().err
+
+
 def test_what_runs_say_is_only_ever_text(sweep, tmp_path):
     evil = "<script>alert(1)</script>\"'&"
     other = copied(sweep / "2", tmp_path / "other")

@@ -70,7 +70,8 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
     """Read, compare and write.
 
     Raises:
-        UserError: no run is finished, none has scores of the profile, or the reference is none of the groups.
+        UserError: no run is finished, none has scores of the profile, the reference is none of the groups, or the
+            results cannot be written.
     """
     runs, searches, left_out = read_runs(folders)
     if not runs:
@@ -142,7 +143,7 @@ def compare(folders: Sequence[Path], options: Options) -> Comparison:
 def _write(
     folder: Path, texts: dict[str, str], written: Sequence[tables.Table], drawn: Sequence[plots.Plot]
 ) -> list[Path]:
-    """The texts, the first of them the page, all tables in two more formats, and the plots."""
+    """Write the texts, the first of them the page, all tables in two more formats, and the plots; returns the files."""
     texts = texts | {
         "tables.md": "\n".join(map(tables.markdown, written)),
         "tables.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(tables.latex, written)),
@@ -151,7 +152,13 @@ def _write(
         f"{p.name}.pdf": p.pdf for p in drawn
     }
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        try:
+            write_atomically(folder / name, content)
+        except OSError as error:
+            raise UserError(
+                f"'{folder / name}' cannot be written ({error.strerror or error}); make room, or choose another folder "
+                "with -o."
+            ) from error
     return [folder / name for name in contents]
 
 
