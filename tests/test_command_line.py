@@ -78,6 +78,24 @@ def test_a_data_folder_that_is_missing_or_empty_is_one_sentence(say, tmp_path):
     assert "BSD400" in one_sentence(err)
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "setting"),
+    [
+        (train, [], "hydra.run.dir"),
+        (train, ["-m", "experiment=ablation/stages"], "hydra.sweep.dir"),
+        (evaluate, ["checkpoint=opir_tiny"], "hydra.run.dir"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(say, tmp_path, module, arguments, setting):
+    (tmp_path / "file").touch()
+    status, said = say(module, *arguments, f"{setting}={tmp_path}/file/run")
+    assert status == 1
+    assert said == (
+        f"error: '{tmp_path}/file/run' cannot be written to (Not a directory); make room, or choose another folder "
+        f"with {setting}.\n"
+    )
+
+
 def test_a_broken_picture_is_one_sentence_with_its_name(say, photos):
     (photos / "torn.png").write_bytes((photos / "wine.jpg").read_bytes()[:2000])
     status, err = say(train, *TINY, f"data.root={photos.parent}")

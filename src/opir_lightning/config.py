@@ -20,6 +20,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opir_lightning.disk import cannot_write
 from opir_lightning.errors import UserError
 from opir_lightning.resume import fingerprint
 
@@ -221,14 +222,22 @@ def user_error(error: BaseException) -> UserError | None:
     return found
 
 
+def _full_disk(error: Exception, config: DictConfig) -> str | None:
+    """A sentence on a file for which there was no room; None where it is something else."""
+    if not isinstance(error, OSError):
+        return None
+    why = cannot_write(Path(error.filename or config.get("run_dir", ".")), error)
+    return why and f"{why}; make room, and give the same command again."
+
+
 def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Print a `UserError` as its one sentence and leave with status 1, without a traceback."""
+    """Print a `UserError`, or that a disk is full, as one sentence and leave with status 1, without a traceback."""
 
     def explained(config: DictConfig) -> Any:
         try:
             return task(config)
         except Exception as error:
-            mendable = user_error(error)
+            mendable = user_error(error) or _full_disk(error, config)
             if mendable is None:
                 raise
             print(f"error: {mendable}", file=sys.stderr)
