@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
+from hydra._internal.utils import detect_calling_file_or_module_from_task_function, detect_task_name
 from omegaconf import OmegaConf
 
 from opir_lightning.config import explain_user_errors
@@ -45,6 +47,15 @@ def test_a_command_that_writes_nothing_is_not_asked(tmp_path, capsys):
 def test_where_there_is_room_nothing_is_left_of_the_question(tmp_path):
     check_room(tmp_path / "outputs" / "run", "hydra.run.dir")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_log_of_a_command_has_its_name():
+    def main(config):
+        return config
+
+    main.__module__ = "__main__"  # as with python -m
+    said = detect_calling_file_or_module_from_task_function(explain_user_errors(main))
+    assert detect_task_name(*said) == Path(__file__).stem
 
 
 def test_a_disk_that_is_full_later_is_one_sentence_too(tmp_path, capsys):

@@ -62,7 +62,8 @@ def metadata(header: dict[str, Any], run: Path, results: dict[str, Any], crops_b
 def _trained_on(run: Path) -> str:
     """The sets and their numbers of pictures, as the run said them when it began."""
     start = "Training on "
-    (line,) = {text for text in (run / "config.log").read_text().splitlines() if text.startswith(start)}
+    log = next(path for name in ("train.log", "config.log") if (path := run / name).is_file())  # the latter of old runs
+    (line,) = {text for text in log.read_text().splitlines() if text.startswith(start)}
     return line.removeprefix(start).rstrip(".")
 
 

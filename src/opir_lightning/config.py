@@ -7,6 +7,7 @@ that a node names with ``_target_`` is the schema.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -233,6 +234,7 @@ def _full_disk(error: Exception, config: DictConfig) -> str | None:
 def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a `UserError`, or that a disk is full, as one sentence and leave with status 1, without a traceback."""
 
+    @functools.wraps(task)  # Hydra names the job and its log by the file of what is wrapped, not by this one
     def explained(config: DictConfig) -> Any:
         try:
             return task(config)
@@ -245,7 +247,4 @@ def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConf
                 raise
             sys.exit(1)
 
-    # Hydra reads the name of the job from the function.
-    explained.__name__ = task.__name__
-    explained.__module__ = task.__module__
     return explained

@@ -13,6 +13,7 @@ from opir_lightning.comparison.searches import COMPLETE, Search, is_search, read
 from opir_lightning.errors import UserError
 
 _DEEPEST = 4  # outputs/<experiment>/<time>/<number of the job>, and one more
+_LOGS = ("train.log", "evaluate.log", "config.log")  # the last of earlier versions
 
 
 class Found(NamedTuple):
@@ -96,10 +97,10 @@ def _each_once(found: Found) -> Found:
 
 def _run_folders(folder: Path, depth: int) -> Iterable[Path]:
     """The folder if it is a run, otherwise the runs below it; a search comes before its runs."""
-    config_or_results = (folder / "config" / "config.yaml", folder / "config.log", folder / "results.json")
+    own = ("config/config.yaml", "results.json", *_LOGS)
     if is_search(folder):  # which has a configuration, too
         yield folder
-    elif any(path.is_file() for path in config_or_results) or is_offline(folder):
+    elif any((folder / name).is_file() for name in own) or is_offline(folder):
         yield folder
         return
     if depth > 0:
