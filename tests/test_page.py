@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
 from opir_lightning.page import visit
 from opir_lightning.page.__main__ import main
+from opir_lightning.page.bounds import FULL, BoundedUploads, check_room
 from opir_lightning.page.visit import look_at, restore_upload
 from opir_lightning.picture_files import read_picture
 from opir_lightning.pictures import eight_bit, operator_picture, scaled_down, to_pixels, uncertainty_overlay
@@ -151,6 +153,41 @@ def test_positive_taps_are_red_negative_ones_blue_and_colours_stand_side_by_side
     assert (found[255, 0, 0], found[0, 0, 255], found[255, 128, 128]) == (324, 324, 324)
     left = {name: np.argwhere((picture == name).all(2))[:, 1].min() for name in ((255, 0, 0), (0, 0, 255))}
     assert left[255, 0, 0] < left[0, 0, 255]  # for red before for green
+
+
+def posted(app: BoundedUploads, path: str, length: int | None) -> list:
+    """What an upload of so many bytes is answered; the app that takes it says 'taken'."""
+    headers = [] if length is None else [(b"content-length", str(length).encode())]
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("status", message.get("body")))
+
+    asyncio.run(app({"type": "http", "method": "POST", "path": path, "headers": headers}, None, send))
+    return sent
+
+
+def test_uploads_are_refused_while_there_is_no_room_for_them(tmp_path):
+    """Room for 100 bytes, of which a result has 40."""
+    under_way = []
+
+    async def taking(scope, receive, send):
+        if scope["path"] == "/gradio_api/upload" and not under_way:  # while it comes, another one is asked for
+            under_way.append(True)
+            await app({**scope, "headers": [(b"content-length", b"11")]}, receive, send)
+        await send({"body": "taken"})
+
+    app = BoundedUploads(taking, folder=tmp_path, most=100)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "result.png").write_bytes(bytes(40))
+    assert posted(app, "/gradio_api/upload", 50) == [507, FULL.encode(), "taken"]
+    assert posted(app, "/gradio_api/upload", 60) == ["taken"]
+    assert posted(app, "/gradio_api/upload", 61) == [507, FULL.encode()]
+    assert posted(app, "/gradio_api/upload", None)[0] == 411
+    assert posted(app, "/gradio_api/queue/join", 61) == ["taken"]
+    check_room(tmp_path, 40)
+    with pytest.raises(UserError, match="no room for more pictures"):
+        check_room(tmp_path, 39)
 
 
 def test_help_is_instant():

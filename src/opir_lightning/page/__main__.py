@@ -23,7 +23,8 @@ MEGAPIXELS = 64  # the most that can be allowed: beyond, the restore command kee
 
 EPILOG = """\
 The page is for this machine alone unless --host says otherwise; it then has no password. Once open, it asks no other
-server for anything. Pictures and results lie in a temporary folder, for about an hour, and vanish when it is closed.
+server for anything. Pictures and results lie in a temporary folder, for about an hour, and vanish when it is closed;
+beyond 4 GiB of them new ones are refused.
 Exit status: 0 closed by Ctrl-C, 1 it could not be opened, 2 wrong usage."""
 
 
@@ -105,7 +106,8 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from opir_lightning.page.layout import build, open_page
 
     page = build(restorer, folder=folder, most_pixels=args.megapixels * 10**6, title=f"OPIR: {Path(weights).stem}")
-    open_page(page, host=args.host, port=args.port, most_bytes=args.megapixels * 8 * 10**6)  # RGBA of 16 bits
+    most_bytes = args.megapixels * 8 * 10**6  # RGBA of 16 bits
+    open_page(page, folder=folder, host=args.host, port=args.port, most_bytes=most_bytes)
     end = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: end.set())

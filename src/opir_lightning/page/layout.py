@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 
 from opir_lightning.errors import UserError
 from opir_lightning.memory import out_of_memory
+from opir_lightning.page.bounds import MOST_KEPT, BoundedUploads, Send, check_room
 from opir_lightning.page.visit import Seen, look_at, restore_upload
 from opir_lightning.picture_files import FORMATS
 from opir_lightning.pictures import UNCERTAINTY_TOP
@@ -22,8 +23,6 @@ WAITING = 16  # visitors in the queue; beyond, they are told to come back
 # The browser itself then refuses every request to elsewhere, whatever the libraries of the page have in mind.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob:"
 SYSTEM_FONTS = ("system-ui", "sans-serif")
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class OwnServerOnly:
@@ -56,6 +55,7 @@ def build(restorer: Restorer, *, folder: Path, most_pixels: int, title: str) -> 
         if upload is None:
             return None, None, None, None, "", None, ""
         try:
+            check_room(folder, MOST_KEPT)  # the same upload may be restored again and again
             view = restore_upload(
                 restorer,
                 Path(upload),
@@ -132,11 +132,12 @@ def _told(error: Exception) -> str:
     raise error
 
 
-def open_page(page: gr.Blocks, *, host: str, port: int, most_bytes: int) -> None:
+def open_page(page: gr.Blocks, *, folder: Path, host: str, port: int, most_bytes: int) -> None:
     """Serve the page in threads of its own.
 
     Args:
         page: from `build`.
+        folder: that it was built for; uploads go there.
         host: address to listen at.
         port: to listen at.
         most_bytes: a larger upload is refused by the server.
@@ -160,7 +161,7 @@ def open_page(page: gr.Blocks, *, host: str, port: int, most_bytes: int) -> None
             run_history=False,
             footer_links=[],
             theme=gr.themes.Default(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace")),
-            app_kwargs={"middleware": [Middleware(OwnServerOnly)]},
+            app_kwargs={"middleware": [Middleware(OwnServerOnly), Middleware(BoundedUploads, folder=folder)]},
         )
     except OSError as error:
         raise UserError(
