@@ -87,6 +87,24 @@ def test_memory_is_that_of_the_children_too():
         child.communicate(b"\n")
 
 
+def test_a_process_that_ends_while_it_is_looked_at_counts_nothing(monkeypatch):
+    look = psutil.Process.memory_info
+
+    def denied(process):
+        raise psutil.AccessDenied(process.pid)
+
+    def ended(process):
+        if process.pid == os.getpid():
+            return look(process)
+        raise psutil.NoSuchProcess(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", denied)
+    monkeypatch.setattr(psutil.Process, "memory_info", ended)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert memory_used() == pytest.approx(look(psutil.Process()).rss, rel=0.05)
+        child.communicate(b"\n")
+
+
 def workers() -> list[int]:
     return [child.pid for child in psutil.Process().children() if child.name() != "sh"]
 

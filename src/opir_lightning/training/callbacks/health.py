@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -96,13 +97,12 @@ def memory_used() -> int:
     own = psutil.Process()
     total = 0
     for process in [own, *own.children(recursive=True)]:
-        try:
-            found = process.memory_full_info()
-        except psutil.NoSuchProcess:
-            continue
-        except psutil.AccessDenied:
-            found = process.memory_info()
-        total += getattr(found, "pss", found.rss)
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended meanwhile
+            try:
+                found = process.memory_full_info()
+            except psutil.AccessDenied:
+                found = process.memory_info()
+            total += getattr(found, "pss", found.rss)
     return total
 
 
