@@ -46,6 +46,7 @@ class _Step(NamedTuple):
     finite: Tensor  # on the CPU, once `ready` has come
     ready: torch.cuda.Event | None
     number: int
+    epoch: int
     norm: Tensor
     seen: list[_Seen]
 
@@ -130,7 +131,7 @@ class FiniteSteps(Callback):
             optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             for statistic in self._statistics:
                 statistic.now.copy_(torch.where(finite, statistic.now, statistic.before_step))
-            finite = finite.to("cpu", non_blocking=True)
+            finite = finite.to("cpu", non_blocking=norm.is_cuda)  # elsewhere there is nothing to wait for it by
             if norm.is_cuda:
                 ready = torch.cuda.Event()
                 ready.record()
@@ -139,7 +140,8 @@ class FiniteSteps(Callback):
                 parameter.grad = None  # without one, an optimizer passes over it
             for statistic in self._statistics:
                 statistic.now.copy_(statistic.before_step)
-        self._step = _Step(trainer, pl_module, finite, ready, trainer.global_step, norm, self._seen)
+        place = trainer.global_step, trainer.current_epoch
+        self._step = _Step(trainer, pl_module, finite, ready, *place, norm, self._seen)
         self._seen = []
         if ready is None and waits(norm):
             self.settle()
@@ -241,7 +243,7 @@ class FiniteSteps(Callback):
             return sources, suspects, None
         about = {
             "step": step.number,
-            "epoch": step.trainer.current_epoch,
+            "epoch": step.epoch,
             "batch_idx": seen.batch_idx,
             "terms": {name: value.item() for name, value in seen.trained.terms.items()},
             "gradient_norm": step.norm.item(),
