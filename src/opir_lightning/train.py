@@ -114,6 +114,7 @@ def assemble(
     import torch
     from hydra.utils import instantiate
     from lightning import seed_everything
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
     from opir_lightning.checkpoints import start_from
     from opir_lightning.provenance import git_state, provenance
@@ -150,13 +151,17 @@ def assemble(
     named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
     if plain["compile"]:
         named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
+    callbacks = [*named, *callbacks]
+    # Where all of them are left out, Lightning would write checkpoints as it likes.
+    writes = {} if any(isinstance(c, ModelCheckpoint) for c in callbacks) else {"enable_checkpointing": False}
     further = [instantiate(node, _convert_="all") for node in plain["trainer"].get("plugins") or []]
     trainer = instantiate(
         plain["trainer"],
         logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
-        callbacks=[*named, *callbacks],
+        callbacks=callbacks,
         plugins=[*further, CheckpointFiles(plain["on_full_disk"])],
         default_root_dir=plain["run_dir"],
+        **writes,
     )
     for logger in trainer.loggers:
         logger.log_hyperparams({**plain, "provenance": provenance(), "git": git_state()})

@@ -29,7 +29,6 @@ FAST = [
     "data.packs=memory",
 ]
 QUIET = "logger.csv=null"  # a tenth of the time
-NO_FILES = "+trainer.enable_checkpointing=false"  # or Lightning writes one of its own
 EACH = "callbacks.last.every_n_train_steps=1"
 ROOT = ""  # set by a fixture
 BREAKING = "data.train.noise.degradation={_target_:short_runs.sometimes_broken,_partial_:true}"
@@ -193,7 +192,7 @@ def test_a_kept_batch_gives_the_same_loss_and_its_samples_can_be_made_anew(tmp_p
 
 def test_a_step_that_is_judged_in_the_next_epoch_is_of_its_own(tmp_path, monkeypatch):
     later(monkeypatch)
-    settings = [QUIET, "data.epoch_samples=6", "callbacks.finite.policy=stop", "callbacks.last=null", NO_FILES]
+    settings = [QUIET, "data.epoch_samples=6", "callbacks.finite.policy=stop", "callbacks.last=null"]
     *_, error = run(tmp_path, *settings, "callbacks.ema.every=10", more=Breaking("gradient", range(2, 3)))
     assert error.startswith("Step 2: the gradient is not finite")
     _, about = load_batch(tmp_path / "bad_batches" / "step_0000002.safetensors")

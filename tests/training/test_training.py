@@ -171,6 +171,13 @@ def test_the_last_checkpoint_is_of_the_last_step_however_it_scores(tmp_path):
     assert steps["best"] < 5
 
 
+@pytest.mark.parametrize("kept", [[], ["best"], ["best", "last"]])
+def test_checkpoints_that_are_left_out_are_not_written(tmp_path, kept):
+    without = [f"callbacks.{name}=null" for name in ("best", "last") if name not in kept]
+    *_, trainer, _ = assemble(check_keys(configuration(tmp_path, *without)))
+    assert sorted(callback.filename for callback in trainer.checkpoint_callbacks) == kept
+
+
 def test_kept_weights_are_the_moving_average(tmp_path):
     module, _ = fit(tmp_path, "trainer.max_steps=6", "data.epoch_samples=12", "callbacks.ema.decay=0.5")
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
