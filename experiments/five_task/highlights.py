@@ -2,8 +2,8 @@
 
 python experiments/five_task/highlights.py WEIGHTS --root DIR [-o FOLDER]
 
-Every third pair of LOL-v1 train chooses the knee of `opir_lightning.highlights`; `eval15` is scored afterwards, with the
-knee that is built in alone. Four free photographs, whose shade is made dark and whose light is left, are drawn.
+Every third pair of LOL-v1 train chooses the knee of `opir_lightning.highlights`; `eval15` is scored with the built-in
+knee alone, afterwards. Four free photographs, whose shade is made dark and whose light is left, are drawn.
 """
 
 from __future__ import annotations
