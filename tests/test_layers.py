@@ -44,8 +44,9 @@ MAY_KNOW = {
     "checkpoints": {"hub", "models", "files", "fitting", "outside", *BASE},
     "tiling": set(),
     "inference": {"models", "tiling", *BASE},
+    "highlights": {"inference", "models", *BASE},
     "restorer": {
-        *("checkpoints", "hub", "inference", "memory", "model_card", "models", "picture_files"),
+        *("checkpoints", "highlights", "hub", "inference", "memory", "model_card", "models", "picture_files"),
         *BASE,
     },
     "data": {"degradations", *BASE},

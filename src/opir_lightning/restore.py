@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--task", default="auto", help="name of the degradation where you know it (default: auto, estimate it)")
     add("--strength", type=_share, default=1.0, metavar="0...1", help="from the picture as it is to its restoration")
+    add(
+        "--highlights",
+        choices=("keep", "clip"),
+        default="keep",
+        help="of dark pictures: keep the sky that becomes brighter than white, or cut it off (default: keep)",
+    )
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
     add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 96 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
@@ -307,6 +313,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 tile=tile,
                 overlap=args.overlap,
                 strength=args.strength,
+                highlights=args.highlights,
                 with_uncertainty=job.uncertainty is not None,
                 allocate=allocate,
                 progress=progress,

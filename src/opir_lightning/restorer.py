@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from opir_lightning.errors import UserError
+from opir_lightning.highlights import Highlights, check_highlights, keep_highlights, white_point
 from opir_lightning.inference import (
     LEVELS,
     Progress,
@@ -28,6 +29,7 @@ from opir_lightning.picture_files import read_picture, to_rgb
 from opir_lightning.types import Code, PixelOperator, Restoration
 
 MEMORY_SHARE = 0.5  # of the free memory that a window may take
+ROWS_AT_ONCE = 64  # of a finished band, while it becomes integers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> array, as numpy.empty
 
@@ -162,10 +164,17 @@ class Restorer:
         )
 
     def restore_image(
-        self, picture: Image.Image, *, task: str | None = None, tile: TileSize = "auto", strength: float = 1.0
+        self,
+        picture: Image.Image,
+        *,
+        task: str | None = None,
+        tile: TileSize = "auto",
+        strength: float = 1.0,
+        highlights: Highlights = "keep",
     ) -> Image.Image:
-        """Restore a PIL picture of any mode to an 8-bit RGB one, turned upright."""
-        return Image.fromarray(self.restore_pixels(to_rgb(picture), task=task, tile=tile, strength=strength)[0])
+        """Restore a PIL picture of any mode to an 8-bit RGB one, turned upright; arguments as in `restore_pixels`."""
+        pixels = self.restore_pixels(to_rgb(picture), task=task, tile=tile, strength=strength, highlights=highlights)
+        return Image.fromarray(pixels[0])
 
     def restore_pixels(
         self,
@@ -175,6 +184,7 @@ class Restorer:
         tile: TileSize = "auto",
         overlap: int | None = None,
         strength: float = 1.0,
+        highlights: Highlights = "keep",
         with_uncertainty: bool = True,
         allocate: Allocate = np.empty,
         progress: Progress | None = None,
@@ -182,16 +192,25 @@ class Restorer:
         """Restore ``(H, W, 3)`` uint8 or uint16; only one row of tiles at a time is in float.
 
         Arguments as in `__call__`; without the uncertainty a large picture needs a fifth less memory, and ``allocate``
-        says where the results lie.
+        says where the results lie. ``highlights="keep"`` compresses what the restoration of a dark picture makes
+        brighter than white, see `opir_lightning.highlights`; ``"clip"`` cuts it off.
 
         Returns:
             ``(H, W, 3)`` of the type of the pixels, and the uncertainty ``(H, W)`` float32, in image units, or
             None.
+
+        Raises:
+            UserError: as in `__call__`, or ``highlights`` is neither.
         """
         if pixels.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
         _check_strength(strength)
+        check_highlights(highlights)
         image = _as_batch(pixels)
+        code = self._code(image, task)
+        white = None
+        if highlights == "keep":
+            white = white_point(self.model, image, code, strength=strength, dtype=self.dtype)
         refined = allocate(pixels.shape, pixels.dtype)
         uncertainty = allocate(pixels.shape[:2], np.float32) if with_uncertainty else None
         for band in restore_bands(
@@ -199,13 +218,16 @@ class Restorer:
             image,
             tile=self.choose_tile(tile, *pixels.shape[:2]),
             overlap=overlap,
-            code=self._code(image, task),
+            code=code,
             strength=strength,
             dtype=self.dtype,
             progress=progress,
         ):
-            levels = band.refined[0].clamp_(0, 1).mul_(np.iinfo(pixels.dtype).max).round_()
-            refined[band.rows] = levels.permute(1, 2, 0).numpy()
+            for part, rows in zip(band.refined[0].split(ROWS_AT_ONCE, 1), _split(band.rows), strict=True):
+                if white is not None:
+                    part = keep_highlights(as_float(image[0, :, rows], part.device), part, white)
+                levels = part.clamp_(0, 1).mul_(np.iinfo(pixels.dtype).max).round_()
+                refined[rows] = levels.permute(1, 2, 0).numpy()
             if uncertainty is not None:
                 uncertainty[band.rows] = band.uncertainty[0, 0].numpy()
         return refined, uncertainty
@@ -286,6 +308,11 @@ class Restorer:
 
     def _code(self, image: Tensor, task: str | None) -> Code:
         return estimate_code(self.model, image, self.task_index(task))
+
+
+def _split(rows: slice) -> list[slice]:
+    """Rows, some at a time: what is computed for them is small beside the band."""
+    return [slice(top, min(top + ROWS_AT_ONCE, rows.stop)) for top in range(rows.start, rows.stop, ROWS_AT_ONCE)]
 
 
 def _check_strength(strength: float) -> None:

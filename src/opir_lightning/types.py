@@ -31,6 +31,8 @@ class Batch(NamedTuple):
         clean: ``(B, 3, H, W)`` float32 RGB in [0, 1].
         task: ``(B,)`` int64, index into the list of task names of the run.
         label_given: ``(B,)`` bool, whether the task-aligned code may be used for this sample in training.
+        heard: ``(B,)`` float32: negative, the code is estimated from all crops of a sample; in [0, 1], from one alone,
+            at this place in their order.
         name: one name per sample, for reports and pictures.
     """
 
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     clean: Tensor
     task: Tensor
     label_given: Tensor
+    heard: Tensor
     name: list[str]
 
 

@@ -94,6 +94,21 @@ def test_threads_do_not_change_the_stream(mixture):
     assert all(same(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_some_codes_are_heard_from_one_crop_and_the_samples_stay_what_they_were(mixture):
+    sources = dict(zip(mixture.names, mixture.sources, strict=True))
+    settings = {"tasks": TASKS, "store": mixture.store, "crop": 32, "seed": 3, "label_share": 0.4}
+    some = Mixture(sources, **settings, heard_alone=0.25)
+    heard = np.array([some._heard(n) for n in range(2000)])
+    assert (heard >= 0).mean() == pytest.approx(0.25, abs=0.03)
+    assert (heard[heard < 0] == -1).all()
+    assert np.histogram(heard[heard >= 0], bins=4, range=(0, 1))[0] == pytest.approx(125, abs=35)
+    alone = int(np.flatnonzero(heard >= 0)[0])
+    assert some[alone].heard == heard[alone]
+    assert same(some[alone]._replace(heard=-1.0), mixture[alone])
+    batch = collate([some[alone], mixture[alone]])
+    assert batch.heard.tolist() == pytest.approx([heard[alone], -1])
+
+
 def test_sources_are_drawn_by_weight_and_labelled(mixture):
     tasks = np.array([mixture[n].task for n in range(400)])
     shares = np.bincount(tasks, minlength=4) / 400

@@ -117,6 +117,21 @@ def test_what_the_crops_of_a_picture_say_adds_up():
     torch.testing.assert_close(four.severity, one.severity)
 
 
+def test_one_crop_alone_may_be_heard():
+    torch.manual_seed(0)
+    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4).eval()
+    images = torch.cat([picture(64, 64, seed) for seed in range(4)])
+    heard = torch.tensor([-1.0, 0.0, 0.6, 1.0])  # all; the first, the third and the last of four
+    code = estimator(images, None, heard)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(code, estimator(images), strict=True))
+    corners = {1: images[1:2, :, :32, :32], 2: images[2:3, :, 32:, :32], 3: images[3:4, :, 32:, 32:]}
+    for place, crop in corners.items():
+        for told, alone in zip(code, estimator.hear(crop, 1), strict=True):
+            assert torch.allclose(told[place], alone[0], atol=1e-6)
+    everything = estimator.hear(*native_crops(images, 32, 4))
+    assert all(torch.equal(a, b) for a, b in zip(estimator(images, None, -torch.ones(4)), everything, strict=True))
+
+
 def test_code_is_estimated_from_native_crops_that_reach_the_corners():
     image = torch.arange(100 * 130).float().view(1, 1, 100, 130).expand(1, 3, -1, -1)
     crops, count = native_crops(image, 32, 4)

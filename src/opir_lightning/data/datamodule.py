@@ -51,6 +51,7 @@ class RestorationData(LightningDataModule):
         workers: loader processes; None: one for every two cores.
         seed: the samples depend on this, the epoch and the index alone.
         label_share: share of the training samples for which the given label may replace the estimated code.
+        heard_alone: share of the training samples whose code is estimated from one crop of them alone; see `Mixture`.
         jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
         curriculum: how severities and weights begin; None: as configured from the first sample.
         degrade_on: ``workers``: the loader's processes make finished pairs; ``device``: they hand out bytes and draws,
@@ -80,6 +81,7 @@ class RestorationData(LightningDataModule):
         workers: int | None = None,
         seed: int = 0,
         label_share: float = 0.3,
+        heard_alone: float = 0.0,
         jitter: float = 0.2,
         curriculum: Curriculum | None = None,
         degrade_on: Literal["auto", "workers", "device"] = "auto",
@@ -100,7 +102,7 @@ class RestorationData(LightningDataModule):
         self.val_severity, self.val_pictures, self.val_centre = val_severity, val_pictures, val_centre
         self.crop, self.batch_size, self.epoch_samples = crop, batch_size, epoch_samples
         self.workers = (os.cpu_count() or 1) // 2 if workers is None else workers
-        self.seed, self.label_share = seed, label_share
+        self.seed, self.label_share, self.heard_alone = seed, label_share, heard_alone
         self.jitter, self.broken_share = jitter, broken_share
         self.curriculum, self.degrade_on = curriculum, degrade_on
         if packs == "memory" or (packs == "auto" and root is None):
@@ -135,6 +137,7 @@ class RestorationData(LightningDataModule):
             crop=self.crop,
             seed=self.seed,
             label_share=self.label_share,
+            heard_alone=self.heard_alone,
             jitter=self.jitter,
             curriculum=self.curriculum,
             pending=True,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from opir_lightning.data.mixture import one_thread
-from opir_lightning.data.samples import Sample
+from opir_lightning.data.samples import ALL_HEARD, Sample
 from opir_lightning.data.sources import Item, Source, evaluation_pair
 from opir_lightning.data.store import ImageStore
 
@@ -63,7 +63,7 @@ class EvaluationSet(Dataset[Sample]):
             degraded, clean = evaluation_pair(self.source, item, self.store, severity)
         if self.centre is not None:
             degraded, clean = _centre_square(degraded, self.centre), _centre_square(clean, self.centre)
-        return Sample(degraded, clean, self.label, self.label >= 0, item.name)
+        return Sample(degraded, clean, self.label, self.label >= 0, ALL_HEARD, item.name)
 
 
 def _centre_square(image: Tensor, side: int) -> Tensor:

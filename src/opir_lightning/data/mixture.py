@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.images import to_tensor
-from opir_lightning.data.samples import CleanSample, PairSample, Sample, centre
+from opir_lightning.data.samples import ALL_HEARD, CleanSample, PairSample, Sample, centre
 from opir_lightning.data.sources import Item, Source, read_pair
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Batched
@@ -48,6 +48,8 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         crop: side of the crops in pixels.
         seed: of the run.
         label_share: share of the samples for which the label may be used instead of the estimated code.
+        heard_alone: share of the samples whose code is estimated from one of their crops alone. The others then see a
+            code that is not theirs, as the parts of a large picture do: a sky that of the dark below it.
         jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
             A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
         curriculum: how severities and weights begin; None: as configured from the first sample.
@@ -68,6 +70,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         crop: int,
         seed: int,
         label_share: float,
+        heard_alone: float = 0.0,
         jitter: float = 0.0,
         curriculum: Curriculum | None = None,
         pending: bool = False,
@@ -77,7 +80,8 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         self.weights = np.array([source.weight for source, _ in self.sources], dtype=float)
         self.cumulative = np.cumsum(self.weights / self.weights.sum())
         self.labels = [list(tasks).index(source.task) for source, _ in self.sources]
-        self.store, self.crop, self.seed, self.label_share = store, crop, seed, label_share
+        self.store, self.crop, self.seed = store, crop, seed
+        self.label_share, self.heard_alone = label_share, heard_alone
         self.curriculum, self.pending, self.degrade_here = curriculum, pending, degrade_here
         self._check_curriculum()
         around = (1 - jitter, 1 + jitter)
@@ -95,7 +99,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         source, items = self.sources[index]
         item = items[int(random.integers(len(items)))]
         crops = self._crops(source, item, random)
-        about = (self.labels[index], bool(random.random() < self.label_share), item.name)
+        about = (self.labels[index], bool(random.random() < self.label_share), self._heard(number), item.name)
         if "degraded" in crops and self.pending:
             return PairSample(crops["degraded"], crops["image"], *about)
         if "degraded" in crops:
@@ -117,6 +121,11 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
     def source_of(self, number: int) -> str:
         """Name of the source that the sample with this number comes from."""
         return self.names[self._source(number, self._random(number).random())]
+
+    def _heard(self, number: int) -> float:
+        """As `Batch.heard`. Drawn apart, so that a run with this off has the samples that it had without it."""
+        alone, place = np.random.default_rng(np.random.SeedSequence([self.seed, number, 1])).random(2)
+        return float(place) if alone < self.heard_alone else ALL_HEARD
 
     def _random(self, number: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, number]))

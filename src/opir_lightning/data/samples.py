@@ -12,6 +12,8 @@ from torch import Tensor
 from opir_lightning.degradations.base import Batched
 from opir_lightning.types import Batch
 
+ALL_HEARD = -1.0  # as `Batch.heard`
+
 
 class Sample(NamedTuple):
     """One pair; see `Batch`."""
@@ -20,6 +22,7 @@ class Sample(NamedTuple):
     clean: Tensor
     task: int
     label_given: bool
+    heard: float
     name: str
 
 
@@ -30,6 +33,7 @@ class PairSample(NamedTuple):
     clean: np.ndarray
     task: int
     label_given: bool
+    heard: float
     name: str
 
 
@@ -40,7 +44,7 @@ class CleanSample(NamedTuple):
         pixels: ``(S, S, 3)`` uint8, S the side of the crop plus twice the margin.
         draw: what the degradation has drawn for it.
         source: number of its source.
-        task, label_given, name: see `Batch`.
+        task, label_given, heard, name: see `Batch`.
     """
 
     pixels: np.ndarray
@@ -48,6 +52,7 @@ class CleanSample(NamedTuple):
     source: int
     task: int
     label_given: bool
+    heard: float
     name: str
 
 
@@ -78,7 +83,7 @@ class PendingBatch(NamedTuple):
     """A batch of which some pictures are still to be degraded.
 
     Attributes:
-        task, label_given, name: of all its pictures, see `Batch`.
+        task, label_given, heard, name: of all its pictures, see `Batch`.
         pairs: ``(n, 2, 3, H, W)`` uint8, degraded and clean, of those from files.
         pair_places: ``(n,)`` int64, where these belong.
         finished: ``(m, 2, 3, H, W)`` float32, of those that could only be degraded one by one.
@@ -88,6 +93,7 @@ class PendingBatch(NamedTuple):
 
     task: Tensor
     label_given: Tensor
+    heard: Tensor
     name: list[str]
     pairs: Tensor
     pair_places: Tensor
@@ -103,6 +109,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         clean=torch.stack([s.clean for s in samples]),
         task=torch.tensor([s.task for s in samples]),
         label_given=torch.tensor([s.label_given for s in samples]),
+        heard=torch.tensor([s.heard for s in samples]),
         name=[s.name for s in samples],
     )
 
@@ -145,6 +152,7 @@ class CollatePending:
         return PendingBatch(
             task=torch.tensor([s.task for s in samples]),
             label_given=torch.tensor([s.label_given for s in samples]),
+            heard=torch.tensor([s.heard for s in samples]),
             name=[s.name for s in samples],
             pairs=torch.from_numpy(pair_bytes),
             pair_places=_places(pairs),
@@ -175,7 +183,7 @@ def degrade_pending(pending: PendingBatch, degradations: Mapping[int, Batched], 
         pixels = group.pixels.float().div_(255)
         clean[group.places] = centre(pixels, crop)
         degraded[group.places] = centre(degradations[group.source].apply(pixels, group.draws.draws), crop)
-    return Batch(degraded, clean, pending.task, pending.label_given, pending.name)
+    return Batch(degraded, clean, pending.task, pending.label_given, pending.heard, pending.name)
 
 
 def centre(image: Tensor, side: int) -> Tensor:

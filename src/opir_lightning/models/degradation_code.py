@@ -91,12 +91,14 @@ class CodeEstimator(nn.Module):
             nn.Linear(hidden, self.outputs),
         )
 
-    def forward(self, image: Tensor, task: Tensor | None = None) -> Code:
+    def forward(self, image: Tensor, task: Tensor | None = None, heard: Tensor | None = None) -> Code:
         """Code of each picture.
 
         Args:
             image: ``(B, 3, H, W)``, RGB in [0, 1], any size.
             task: ``(B,)`` int64 task index where the degradation is known, -1 where it is to be estimated.
+            heard: ``(B,)`` float: in [0, 1], the place of the one crop that is heard alone, negative: all are. For the
+                training, in which a code then comes from elsewhere in the picture.
 
         Returns:
             The code; where a label is given, its task distribution is the label's one-hot vector.
@@ -108,19 +110,27 @@ class CodeEstimator(nn.Module):
             total = (out * (weights > 0).to(out)[:, None, None]).sum(0)
             out = (out * weights[:, None, None]).sum(0)
         else:
-            return self.hear(*native_crops(image, self.crop, self.crops_per_side), task)
+            return self.hear(*native_crops(image, self.crop, self.crops_per_side), task, heard)
         return self._code(total, out, task)
 
-    def hear(self, crops: Tensor, per_image: int, task: Tensor | None = None) -> Code:
+    def hear(self, crops: Tensor, per_image: int, task: Tensor | None = None, heard: Tensor | None = None) -> Code:
         """The code from crops that were cut elsewhere, for pictures that do not fit into memory.
 
         Args:
             crops: ``(per_image * B, 3, h, w)``, as `native_crops` orders them.
             per_image: number of crops of each picture.
-            task: as in `forward`.
+            task, heard: as in `forward`.
         """
-        total = self.mlp(self.norm(image_statistics(crops))).view(per_image, -1, self.outputs).sum(0)
-        return self._code(total, total / per_image, task)
+        out = self.mlp(self.norm(image_statistics(crops))).view(per_image, -1, self.outputs)
+        if heard is None:
+            total = out.sum(0)
+            return self._code(total, total / per_image, task)
+        place = torch.arange(per_image, device=out.device)[:, None]
+        counts = ((heard < 0) | (place == (heard * per_image).long().clamp(max=per_image - 1))).to(
+            out
+        )  # (per_image, B)
+        total = (out * counts[..., None]).sum(0)
+        return self._code(total, total / counts.sum(0)[:, None], task)
 
     def windows(self, height: int, width: int) -> list[tuple[slice, slice]]:
         """Rows and columns of the crops that a picture of this size is judged by, in the order of `native_crops`."""

@@ -199,9 +199,10 @@ class OPIR(nn.Module):
         """
         return cls(**read_settings(cls.__init__, settings))
 
-    def estimate_code(self, image: Tensor, task: Tensor | None = None) -> Code:
-        """The code of each picture; ``task`` ``(B,)`` gives labels, -1 where the task is to be estimated."""
-        return self.code_estimator(image, task)
+    def estimate_code(self, image: Tensor, task: Tensor | None = None, heard: Tensor | None = None) -> Code:
+        """The code of each picture; ``task`` and ``heard`` as in `CodeEstimator.forward`."""
+        code: Code = self.code_estimator(image, task, heard)
+        return code
 
     def predict_operator(self, image: Tensor, guidance: Tensor, code: Code | None, *, stage: int) -> Operator:
         """The inverse operator of every pixel.

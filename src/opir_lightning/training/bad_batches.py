@@ -18,7 +18,7 @@ from opir_lightning.files import write_atomically
 from opir_lightning.pictures import panel
 from opir_lightning.types import Batch
 
-FORMAT = "opir-lightning-batch/1"
+FORMAT = "opir-lightning-batch/2"
 SHOWN = 8  # samples in the picture
 MARK = (1.0, 0.0, 1.0)  # of pixels that are not finite
 
@@ -32,7 +32,7 @@ def save_batch(path: Path, batch: Batch, about: Mapping[str, Any], numbers: Sequ
         about: what else is to be known, for JSON; its floats come back exactly, also those that are not finite.
         numbers: of the samples, where they have any.
     """
-    tensors = {name: getattr(batch, name) for name in ("degraded", "clean", "task", "label_given")}
+    tensors = {name: getattr(batch, name) for name in ("degraded", "clean", "task", "label_given", "heard")}
     if numbers is not None:
         tensors["numbers"] = torch.tensor(numbers, dtype=torch.int64)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

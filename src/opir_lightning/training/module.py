@@ -97,7 +97,9 @@ class RestorationModule(LightningModule):
     def restore_batch(self, batch: Batch) -> Restoration:
         """The network's result for a training batch, told the tasks that it may be told."""
         given = batch.label_given if self.task_code == "blind" else torch.ones_like(batch.label_given)
-        return self.net(batch.degraded, task=torch.where(given, batch.task, -1))
+        code = self.net.estimate_code(batch.degraded, torch.where(given, batch.task, -1), batch.heard)
+        restored: Restoration = self.net(batch.degraded, code)
+        return restored
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         restored = self.restore_batch(batch)
