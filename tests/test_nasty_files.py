@@ -286,7 +286,8 @@ def test_nothing_but_results_lies_in_the_folder_after_a_run(weights, tmp_path):
 
 
 def test_large_pictures_lie_in_files_and_come_out_the_same(weights, tmp_path, monkeypatch):
-    from opir_lightning import picture_files, restore
+    from opir_lightning import restore
+    from opir_lightning.picture_files import reading
 
     folder = tmp_path / "in"
     folder.mkdir()
@@ -297,7 +298,7 @@ def test_large_pictures_lie_in_files_and_come_out_the_same(weights, tmp_path, mo
     options = ["--weights", weights, "--tile", "64", "--compare", "--uncertainty"]
     assert restore.main([str(folder), "-o", str(tmp_path / "memory"), *map(str, options)]) == 0
     mapped = []
-    for module in (picture_files, restore):
+    for module in (reading, restore):
         monkeypatch.setattr(module, "LARGE", 100)
     real = restore.Scratch.map
     monkeypatch.setattr(

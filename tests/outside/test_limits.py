@@ -16,7 +16,7 @@ from malformed_weights import checkpoint, network
 from PIL import Image
 
 import opir_lightning
-from opir_lightning import hub, picture_files
+from opir_lightning import hub
 from opir_lightning.checkpoints import load_model, read_checkpoint, save_weights
 from opir_lightning.comparison.settings import read_yaml, resolve
 from opir_lightning.data.images import read_rgb
@@ -24,7 +24,7 @@ from opir_lightning.degradations.blur_kernels import read_kernels
 from opir_lightning.errors import UserError
 from opir_lightning.memory import Scratch
 from opir_lightning.outside import check_plain, parse_json, printable
-from opir_lightning.picture_files import read_picture
+from opir_lightning.picture_files import read_picture, reading
 from opir_lightning.restore import main
 from opir_lightning.resume import find_progress
 
@@ -72,7 +72,7 @@ def test_a_small_file_that_would_be_a_large_picture_is_refused_before_it_is_deco
             read_picture(tmp_path / f"{name}.png")
         with pytest.raises(UserError, match="would become"):
             read_picture(tmp_path / f"{name}.png", scratch=Scratch(tmp_path))
-    monkeypatch.setattr(picture_files, "LARGE", 100)
+    monkeypatch.setattr(reading, "LARGE", 100)
     disk = namedtuple("disk", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(2000))
     (tmp_path / "a.png").write_bytes(good_files()["png"])

@@ -1,101 +1,41 @@
-"""Picture files as people have them: every kind of pixels in, and what has to survive a restoration kept.
-
-libvips reads and writes: it keeps 16 bits, profiles and EXIF data of all kinds of files. Pillow takes what libvips does
-not: BMP, and HEIC where its plugin ``pillow-heif`` is installed. Large pictures lie in temporary files, not in memory.
-"""
+"""Read picture files, with limits; libvips decodes, Pillow what libvips does not."""
 
 from __future__ import annotations
 
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from opir_lightning.errors import UserError
-from opir_lightning.files import replaced_atomically
 from opir_lightning.memory import Scratch
-from opir_lightning.outside import printable
+from opir_lightning.picture_files.kinds import (
+    BY_PILLOW,
+    FORMATS,
+    METADATA,
+    ORIENTATION,
+    SUFFIXES,
+    TURNED,
+    Picture,
+    last_line,
+    register_heif,
+)
 
 if TYPE_CHECKING:
     import pyvips
 
-# How each kind of file is written; lossy ones so that the loss stays below what a restoration is about.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("png", {}),
-    ".jpg": ("jpeg", {"Q": 95, "subsample_mode": "off"}),
-    ".jpeg": ("jpeg", {"Q": 95, "subsample_mode": "off"}),
-    ".webp": ("webp", {"Q": 95}),
-    ".tif": ("tiff", {"compression": "lzw"}),
-    ".tiff": ("tiff", {"compression": "lzw"}),
-    ".bmp": ("BMP", {}),  # in capitals: by Pillow
-    ".avif": ("heif", {"compression": "av1", "Q": 85, "subsample_mode": "off"}),
-    ".heic": ("HEIF", {"quality": 95}),
-    ".heif": ("HEIF", {"quality": 95}),
-}
-SUFFIXES = ", ".join(FORMATS)
-# Pictures too, and better named than passed over in silence: of these nothing can be restored, or not without a loss.
-UNSUPPORTED = frozenset(
-    [
-        ".gif",
-        ".jp2",
-        ".jxl",
-        ".psd",
-        ".exr",
-        ".hdr",
-        ".svg",
-        ".ppm",
-        ".pgm",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".orf",
-        ".rw2",
-        ".raf",
-    ]  # the last are raw
-)
 LARGE = 2**26  # pixels beyond which a picture is kept in a temporary file
 # Pixels of the largest picture: in memory 0.8 GiB of 8 bits, in a file 6 GiB.
 LARGEST, LARGEST_IN_FILE = 2**28, 2**31
 # Decoded bytes per byte of a file beyond `LARGE`. Photographs have 2 to 100; a file of a few kilobytes that unfolds to
 # gigabytes is an accident or an attack.
 MOST_UNFOLDED = 500
-QUALITY = {"jpeg": "Q", "webp": "Q", "heif": "Q", "HEIF": "quality"}  # what the formats with a loss call it
-EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
-WITHOUT_ALPHA = {"jpeg", "BMP"}
-TURNED = "exif-ifd0-Orientation"
-ORIENTATION = 0x0112
-RESOLUTION = ("xres", "yres")
-METADATA = ("exif-", "icc-profile-data", "xmp-data", "iptc-data", "png-comment-", "resolution-unit", *RESOLUTION)
-BY_PILLOW = {"exif-data": "exif", "icc-profile-data": "icc_profile", "xmp-data": "xmp"}  # the same under its names
-UNKNOWN_RESOLUTION = 1.0  # pixels per millimetre, where a file says nothing
-GREY_WEIGHTS = [0.299, 0.587, 0.114]  # of ITU-R BT.601, add up to 1: grey stays what it is
-USUAL_RESOLUTION = 72 / 25.4  # what is then written, because some formats have to say something
-
-
-class Picture(NamedTuple):
-    """A decoded picture and what has to survive its restoration.
-
-    Attributes:
-        pixels: ``(H, W, 3)`` uint8 or uint16 RGB, upright.
-        alpha: ``(H, W)`` of the same type, or None.
-        grey: whether it had one colour channel only.
-        metadata: EXIF data, colour profile and the like, by libvips' names: (type, value).
-
-    The arrays may be views of a larger one.
-    """
-
-    pixels: np.ndarray
-    alpha: np.ndarray | None = None
-    grey: bool = False
-    metadata: Mapping[str, tuple[int, Any]] = {}
 
 
 @contextmanager
@@ -110,15 +50,7 @@ def _named(path: Path | str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise UserError(f"'{path}' cannot be read as a picture: {_last_line(error)}.") from error
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of a library's message: libvips lists what it tried first."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[-1].startswith("unable to call"):  # all that pyvips says where libvips gives no reason
-        return "it is damaged"
-    return printable(lines[-1].strip().rstrip("."))[:200] if lines else type(error).__name__
+        raise UserError(f"'{path}' cannot be read as a picture: {last_line(error)}.") from error
 
 
 def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixels: int | None = None) -> Picture:
@@ -178,7 +110,7 @@ def _loader(start: bytes) -> str | None:
 
 def _with_pillow(path: Path, kind: str, most_pixels: int) -> Picture:
     if kind == "HEIF":
-        _register_heif()
+        register_heif()
     with Image.open(path, formats=[kind]) as opened:
         _check_size(*opened.size, most_pixels)
         _check_unfolded(path, opened.width * opened.height, len(opened.getbands()))
@@ -197,14 +129,6 @@ def _metadata_of_pillow(image: Image.Image) -> dict[str, tuple[int, Any]]:
         "exif-data": len(exif) and exif.tobytes()
     }
     return {name: (pyvips.GValue.blob_type, value) for name, value in values.items() if value}
-
-
-def _register_heif() -> None:
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise UserError("HEIC pictures need a plugin: pip install pillow-heif") from error
-    pillow_heif.register_heif_opener()
 
 
 def _check_pages(pages: int) -> None:
@@ -297,121 +221,3 @@ def to_rgb(image: Image.Image) -> np.ndarray:
             raise UserError("The picture holds values beyond 16 bits; convert it to 8-bit RGB first.")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return np.array(image.convert("RGB"))
-
-
-def write_picture(
-    picture: Picture, path: Path, *, quality: int | None = None, progress: Callable[[], None] | None = None
-) -> None:
-    """Write a picture in the format of its suffix, whole or not at all.
-
-    What the format cannot hold is reduced: 16 bits to 8, and alpha to a white background.
-
-    Args:
-        picture: what to write; it is written grey if it says so.
-        path: with a suffix of `FORMATS`.
-        quality: 1 to 100, for formats with a loss; None for one that is not seen.
-        progress: called every now and then while a large picture is written.
-
-    Raises:
-        UserError: the format cannot hold a picture of this size.
-    """
-    kind, options = FORMATS[path.suffix.lower()]
-    if quality is not None and kind in QUALITY:
-        options = {**options, QUALITY[kind]: quality}
-    with replaced_atomically(path) as temporary:
-        try:
-            image = _to_vips(picture, kind)
-            if progress is not None:
-                image.set_progress(True)
-                image.signal_connect("eval", lambda *_: progress())
-            if kind.isupper():
-                _save_with_pillow(image, temporary, kind, options)
-            else:
-                getattr(image, f"{kind}save")(str(temporary), **options)
-        except UserError:
-            raise
-        except Exception as error:  # beyond what the format can hold, or the disk is full
-            raise UserError(f"the result cannot be written as {kind.upper()}: {_last_line(error)}") from error
-
-
-def write_map(values: np.ndarray, path: Path) -> None:
-    """Write numbers ``(H, W)`` float32 as a TIFF, whole or not at all.
-
-    Raises:
-        UserError: the disk is full.
-    """
-    import pyvips
-
-    with replaced_atomically(path) as temporary:
-        image = pyvips.Image.new_from_memory(values.data, values.shape[1], values.shape[0], 1, "float")
-        try:
-            image.tiffsave(str(temporary), compression="lzw", predictor="float")
-        except pyvips.Error as error:
-            raise UserError(f"the map cannot be written: {_last_line(error)}") from error
-
-
-def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mapping[str, Any]) -> None:
-    if kind == "HEIF":
-        _register_heif()
-        known = {key: image.get(name) for name, key in BY_PILLOW.items() if image.get_typeof(name)}
-        if "exif" in known:
-            exif = Image.Exif()
-            exif.load(known["exif"])
-            exif.pop(ORIENTATION, None)
-            known["exif"] = exif.tobytes()
-        options = {**options, **known}
-    pixels = image.numpy().reshape(image.height, image.width, image.bands)  # of a single grey pixel it is a number
-    Image.fromarray(pixels.squeeze(2) if image.bands == 1 else pixels).save(path, kind, **options)
-
-
-def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
-    """Metadata of a `Picture` that become a text of a PNG file."""
-    import pyvips
-
-    return {f"png-comment-0-{keyword}": (pyvips.GValue.gstr_type, text)}
-
-
-def _to_vips(picture: Picture, kind: str) -> pyvips.Image:
-    """The picture as its format can hold it; nothing is computed before it is written."""
-    import pyvips
-
-    image = _without_copy(picture.pixels)
-    if picture.grey:
-        image = image.recomb([GREY_WEIGHTS]).rint().cast(image.format).copy(interpretation=_interpretation(image, 1))
-    if picture.alpha is not None:
-        image = image.bandjoin(_without_copy(picture.alpha[..., None]))
-        if kind in WITHOUT_ALPHA:
-            white = np.iinfo(picture.alpha.dtype).max
-            image = image.flatten(background=[white] * (image.bands - 1), max_alpha=white)
-    if kind in EIGHT_BIT and image.format == "ushort":
-        image = (image / 257).rint().cast("uchar")
-    kept = dict(picture.metadata)
-    resolution = {name: kept.pop(name)[1] for name in RESOLUTION if name in kept}
-    for name in RESOLUTION:
-        if resolution.get(name, UNKNOWN_RESOLUTION) == UNKNOWN_RESOLUTION:
-            resolution[name] = USUAL_RESOLUTION
-    image = image.copy(interpretation=_interpretation(image, image.bands), **resolution)  # whose metadata are its own
-    for name, (type_, value) in kept.items():
-        image.set_type(type_, name, value)
-    image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # EXIF data would turn upright pixels once more
-    return image
-
-
-def _without_copy(pixels: np.ndarray) -> pyvips.Image:
-    """An array ``(H, W, C)`` for libvips. A view of fewer channels than there are is cut from what it views."""
-    import pyvips
-
-    form = "ushort" if pixels.dtype == np.uint16 else "uchar"
-    base = pixels.base
-    if isinstance(base, np.ndarray) and not pixels.flags.c_contiguous and base.flags.c_contiguous and base.ndim == 3:
-        first = (pixels.ctypes.data - base.ctypes.data) // pixels.itemsize
-        if first + pixels.shape[2] <= base.shape[2] and pixels.strides[:2] == base.strides[:2]:
-            whole = pyvips.Image.new_from_memory(base.data, base.shape[1], base.shape[0], base.shape[2], form)
-            return whole.extract_band(first, n=pixels.shape[2])
-    height, width, bands = pixels.shape
-    return pyvips.Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, bands, form)
-
-
-def _interpretation(image: pyvips.Image, bands: int) -> str:
-    names = ("grey16", "rgb16") if image.format == "ushort" else ("b-w", "srgb")
-    return names[bands > 2]
