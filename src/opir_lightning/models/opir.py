@@ -7,41 +7,20 @@ Restoration* (Gao et al., arXiv:2601.10192).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from opir_lightning.errors import UserError
 from opir_lightning.models.degradation_code import CodeEstimator
+from opir_lightning.models.prediction import Operator, Prediction
 from opir_lightning.models.predictor import OperatorPredictor
-from opir_lightning.models.settings import read_settings
-from opir_lightning.models.task_parameters import OperatorProjection, OperatorTaskParameters, TaskAwareAffine
+from opir_lightning.models.settings import Padding, TaskParameters, Uncertainty, check_ranges, read_settings
+from opir_lightning.models.task_parameters import OperatorTaskParameters, TaskAwareAffine
 from opir_lightning.models.uncertainty import SMALLEST, UncertaintyHead
 from opir_lightning.ops.operator_conv import Backend
 from opir_lightning.ops.predict_and_apply import predict_and_apply
 from opir_lightning.types import Code, PixelOperator, Restoration
-
-TaskParameters = Literal["after", "before", "off"]
-Uncertainty = Literal["learned", "tap_mean", "off"]
-Padding = Literal["reflect", "zeros", "replicate"]
-
-
-class Operator(NamedTuple):
-    """What is predicted for one stage.
-
-    Attributes:
-        features: ``(B, F, H, W)``, from which the taps and offsets of a pixel are projected where they are applied.
-        projection: of the features to taps and offsets, and the weights that mix the dilations.
-    """
-
-    features: Tensor
-    projection: OperatorProjection
-
-    def predict(self) -> Tensor:
-        """Taps and offsets of every pixel, ``(B, G·K² [+ 3], H, W)``: for a look at them; it is large."""
-        weight, bias, _ = self.projection
-        return torch.einsum("bnf,bfhw->bnhw", weight, self.features) + bias[..., None, None]
 
 
 class _Stages(NamedTuple):
@@ -126,7 +105,7 @@ class OPIR(nn.Module):
             name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
             for name, value in given.items()
         }
-        _check(self.settings)
+        check_ranges(self.settings)
         self.tasks = tuple(str(task) for task in tasks)
         self.code_crop = code_crop
         self.kernel_size, self.groups, self.dilations = kernel_size, 3 if per_colour else 1, tuple(dilations)
@@ -161,7 +140,7 @@ class OPIR(nn.Module):
         )
         channels = task_aware[0].channels
         predictions = [
-            _Prediction(
+            Prediction(
                 predictor=OperatorPredictor(
                     width=width,
                     encoder_blocks=encoder_blocks,
@@ -214,7 +193,7 @@ class OPIR(nn.Module):
             stage: 0 or 1.
         """
         prediction = self.stages[min(stage, len(self.stages) - 1)]
-        assert isinstance(prediction, _Prediction)
+        assert isinstance(prediction, Prediction)
         features = prediction(image, guidance, code)
         parameters, blind = self.task_parameters[stage], prediction.projection
         projection = parameters(blind.weight, blind.bias, code, batch=len(image))
@@ -331,59 +310,3 @@ class OPIR(nn.Module):
             offset = numbers[count:] if len(numbers) > count else numbers.new_zeros(3)
             found.append(PixelOperator(kernel, offset))
         return found
-
-
-class _Prediction(nn.Module):
-    """Predictor, and the pointwise projection of its features to taps and offsets."""
-
-    def __init__(
-        self,
-        *,
-        predictor: OperatorPredictor,
-        features: int,
-        channels: int,
-        before: TaskAwareAffine | None,
-    ) -> None:
-        super().__init__()
-        self.predictor = predictor
-        self.before = before
-        self.projection = nn.Linear(features, channels)  # applied by the task parameters, which it is folded with
-        # The identity operator at the start: what untrained features add to it is noise, and the first thing that would
-        # be learned is to scale them down to nothing, from where the predictor gets no gradient.
-        nn.init.zeros_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
-
-    def forward(self, image: Tensor, guidance: Tensor, code: Code | None) -> Tensor:
-        features: Tensor = self.predictor(image, guidance)
-        return features if self.before is None else self.before(features, code)
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` for the first setting that is out of its range."""
-    tasks, kernel_size = settings["tasks"], settings["kernel_size"]
-    levels = len(settings["encoder_blocks"])
-    rules: list[tuple[str, bool, str]] = [
-        ("tasks", 0 < len(tasks) == len(set(tasks)), "at least one name, none twice"),
-        ("width", settings["width"] >= 1, "at least 1"),
-        ("features", settings["features"] >= 1, "at least 1"),
-        ("unshuffle", settings["unshuffle"] in (1, 2, 4, 8), "1, 2, 4 or 8"),
-        ("decoder_blocks", len(settings["decoder_blocks"]) == levels, f"{levels} numbers, like encoder_blocks"),
-        ("kernel_size", kernel_size % 2 == 1 and kernel_size >= 1, "odd and positive"),
-        ("dilations", bool(settings["dilations"]) and min(settings["dilations"]) >= 1, "positive numbers"),
-        ("stages", settings["stages"] in (1, 2), "1 or 2"),
-        ("severity_size", settings["severity_size"] >= 1, "at least 1"),
-        ("code_crop", settings["code_crop"] >= 16, "at least 16 pixels"),
-        ("code_crops", settings["code_crops"] >= 1, "at least 1"),
-        *(
-            (name, settings[name] in get_args(kind), "one of " + ", ".join(get_args(kind)))
-            for name, kind in (
-                ("task_parameters", TaskParameters),
-                ("uncertainty", Uncertainty),
-                ("padding", Padding),
-                ("backend", Backend),
-            )
-        ),
-    ]
-    for name, fine, needed in rules:
-        if not fine:
-            raise UserError(f"model.{name} is {settings[name]!r}; it must be {needed}.")

@@ -1,13 +1,18 @@
-"""Check settings that come from a file before anything is built from them."""
+"""Check the network's settings before anything is built from them."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from opir_lightning.errors import UserError
+from opir_lightning.ops.operator_conv import Backend
+
+TaskParameters = Literal["after", "before", "off"]
+Uncertainty = Literal["learned", "tap_mean", "off"]
+Padding = Literal["reflect", "zeros", "replicate"]
 
 
 def read_settings(constructor: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,3 +57,34 @@ def _is_of_kind(value: Any, kind: str) -> bool:
         inner = kind.removeprefix("Sequence[").removesuffix("]")
         return isinstance(value, list | tuple) and all(_is_of_kind(item, inner) for item in value)
     return isinstance(value, str)
+
+
+def check_ranges(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for the first setting that is out of its range."""
+    tasks, kernel_size = settings["tasks"], settings["kernel_size"]
+    levels = len(settings["encoder_blocks"])
+    rules: list[tuple[str, bool, str]] = [
+        ("tasks", 0 < len(tasks) == len(set(tasks)), "at least one name, none twice"),
+        ("width", settings["width"] >= 1, "at least 1"),
+        ("features", settings["features"] >= 1, "at least 1"),
+        ("unshuffle", settings["unshuffle"] in (1, 2, 4, 8), "1, 2, 4 or 8"),
+        ("decoder_blocks", len(settings["decoder_blocks"]) == levels, f"{levels} numbers, like encoder_blocks"),
+        ("kernel_size", kernel_size % 2 == 1 and kernel_size >= 1, "odd and positive"),
+        ("dilations", bool(settings["dilations"]) and min(settings["dilations"]) >= 1, "positive numbers"),
+        ("stages", settings["stages"] in (1, 2), "1 or 2"),
+        ("severity_size", settings["severity_size"] >= 1, "at least 1"),
+        ("code_crop", settings["code_crop"] >= 16, "at least 16 pixels"),
+        ("code_crops", settings["code_crops"] >= 1, "at least 1"),
+        *(
+            (name, settings[name] in get_args(kind), "one of " + ", ".join(get_args(kind)))
+            for name, kind in (
+                ("task_parameters", TaskParameters),
+                ("uncertainty", Uncertainty),
+                ("padding", Padding),
+                ("backend", Backend),
+            )
+        ),
+    ]
+    for name, fine, needed in rules:
+        if not fine:
+            raise UserError(f"model.{name} is {settings[name]!r}; it must be {needed}.")
