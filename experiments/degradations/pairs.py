@@ -15,7 +15,7 @@ import numpy as np
 
 from opir_lightning.data import PairedFolder
 from opir_lightning.data.images import list_images, read_rgb
-from opir_lightning.data.sources import read_pair
+from opir_lightning.data.pair_pixels import read_pair
 from opir_lightning.data.store import ImageStore
 
 WINDOW = 640  # only the centre of larger pictures is measured: streaks and kernels have their sizes in pixels

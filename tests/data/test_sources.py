@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from opir_lightning.data.images import read_rgb, to_tensor
-from opir_lightning.data.sources import EMBEDDED, PairedFolder, evaluation_pair
+from opir_lightning.data.pair_pixels import evaluation_pair
+from opir_lightning.data.sources import EMBEDDED, PairedFolder
 from opir_lightning.data.store import ImageStore
 from opir_lightning.errors import UserError
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from opir_lightning.data.mixture import one_thread
+from opir_lightning.data.pair_pixels import evaluation_pair
 from opir_lightning.data.samples import ALL_HEARD, Sample
-from opir_lightning.data.sources import Item, Source, evaluation_pair
+from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore
 
 VAL_SEVERITY = (0.3, 1.0)  # of the validation while and after training

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset, Sampler
 
 from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.images import to_tensor
+from opir_lightning.data.pair_pixels import read_pair
 from opir_lightning.data.samples import ALL_HEARD, CleanSample, PairSample, Sample, centre
-from opir_lightning.data.sources import Item, Source, read_pair
+from opir_lightning.data.sources import Item, Source
 from opir_lightning.data.store import ImageStore
 from opir_lightning.degradations.base import Batched
 from opir_lightning.errors import UserError
