@@ -25,6 +25,7 @@ from opir_lightning.errors import UserError
 from opir_lightning.models import OPIR
 from opir_lightning.models.degradation_code import crops_of_open_size, native_crops
 from opir_lightning.models.image_statistics import halve
+from opir_lightning.onnx_file import OPSET
 from opir_lightning.ops.operator_conv import decomposition, operator_conv
 from opir_lightning.ops.predict_and_apply import decomposition as fused_decomposition
 from opir_lightning.ops.predict_and_apply import predict_and_apply
@@ -172,7 +173,7 @@ def test_the_onnx_file_has_standard_operators_open_sizes_and_its_settings(export
 
     model = onnx.load(exported.onnx)
     onnx.checker.check_model(model, full_check=True)
-    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", export.OPSET)]
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     assert len(model.graph.node) < 2000
@@ -227,7 +228,7 @@ def test_the_command_says_how_large_the_difference_was(exported):
 
 def test_an_export_that_differs_replaces_nothing(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "export_program", lambda model: exported.program)
-    monkeypatch.setattr(export, "_to_onnx", lambda program, metadata: exported.onnx.read_bytes())
+    monkeypatch.setattr(export, "to_onnx", lambda *_: exported.onnx.read_bytes())
     monkeypatch.setattr(torch.export, "save", lambda program, file, **_: file.write(exported.torch.read_bytes()))
     monkeypatch.setattr(torch.export, "load", lambda file: exported.loaded)
     for write in (export.export_onnx, export.export_torch):

@@ -34,6 +34,7 @@ MAY_KNOW = {
     "losses": BASE,
     "metrics": BASE,
     "complexity": {"ops", *BASE},
+    "onnx_file": BASE,
     "pictures": {"files", *BASE},
     "calibration": set(),
     "charts": {"calibration", "pictures", *BASE},

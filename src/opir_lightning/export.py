@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import io
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
+from opir_lightning.onnx_file import check_packages, onnx_session, quietly, to_onnx
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
@@ -32,9 +29,7 @@ if TYPE_CHECKING:
 INPUT = "image"
 OUTPUTS = ("coarse", "uncertainty", "refined", "task_logits")
 TOLERANCE = 1e-4  # most that PyTorch's result may differ by, see `deviation`; a tenth of an 8-bit level is 4e-4
-OPSET = 18  # the one that torch's translation is written for: no conversion, and ONNX Runtime from 1.14 on
 EXTRA_FILE = "opir_lightning.json"  # where a torch program keeps its metadata
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 EPILOG = """\
 onnx   one file of standard operators, for ONNX Runtime and others
@@ -81,7 +76,7 @@ def _run(weights: str, kind: str, path: Path) -> None:
     if path.is_dir():
         raise UserError(f"'{path}' is a folder; -o needs the name of the file to write.")
     if kind == "onnx":
-        _check_onnx_packages()  # before the weights are read
+        check_packages()  # before the weights are read
     from opir_lightning.checkpoints import find_weights, load_model
 
     if path.exists() and path.samefile(find_weights(weights)):
@@ -136,7 +131,7 @@ def export_program(model: OPIR) -> torch.export.ExportedProgram:
 
     open_length = torch.export.Dim.DYNAMIC(min=smallest_side(model))
     example = torch.zeros(1, 3, *_sizes(model)[1])
-    with torch.no_grad(), _quietly():
+    with torch.no_grad(), quietly():
         return torch.export.export(
             Named(_on_cpu(model)), (example,), dynamic_shapes={INPUT: {2: open_length, 3: open_length}}, strict=False
         )
@@ -158,7 +153,7 @@ def export_torch(model: OPIR, path: Path | str) -> float:
     import torch
 
     buffer = io.BytesIO()
-    with _quietly():
+    with quietly():
         torch.export.save(export_program(model), buffer, extra_files={EXTRA_FILE: json.dumps(_metadata(model))})
         loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
@@ -186,10 +181,10 @@ def export_onnx(model: OPIR, path: Path | str) -> float:
     Raises:
         UserError: a package for ONNX is missing, or the file differs from the model by more than `TOLERANCE`.
     """
-    _check_onnx_packages()
+    check_packages()
     import torch
 
-    data = _to_onnx(export_program(model), _metadata(model))
+    data = to_onnx(export_program(model), OUTPUTS, decompositions(), _metadata(model))
     session = onnx_session(data)
 
     def run(image: Tensor) -> dict[str, Tensor]:
@@ -199,72 +194,6 @@ def export_onnx(model: OPIR, path: Path | str) -> float:
     difference = _compare(model, run)
     write_atomically(Path(path), data)
     return difference
-
-
-def onnx_session(file: Path | str | bytes) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU that reports errors by exceptions alone."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # an input that is too small would be reported twice
-    return onnxruntime.InferenceSession(
-        file if isinstance(file, bytes) else str(file), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _to_onnx(program: torch.export.ExportedProgram, metadata: dict[str, Any]) -> bytes:
-    import onnx_ir.passes.common as passes
-    import torch
-    from onnx_ir.passes import Sequential
-    from onnxscript.optimizer import fold_constants
-
-    # torch.onnx runs its own decompositions. Having it run ours along saves a pass over the graph, 15 of 45 seconds;
-    # if one day it did not, the export would stop at a node that it does not know.
-    run_theirs = program.run_decompositions
-    program.run_decompositions = lambda table: run_theirs({**table, **decompositions()})
-    with _quietly():
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            output_names=OUTPUTS,
-            optimize=False,
-            verbose=False,
-        )
-    assert onnx_program is not None
-    model = onnx_program.model
-    # onnxscript's whole optimizer takes 13 seconds and leaves 1133 nodes, these passes take one and leave 1184.
-    passes.InlinePass()(model)
-    fold_constants(model, onnx_shape_inference=True)
-    Sequential(
-        passes.RemoveUnusedNodesPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.RemoveUnusedOpsetsPass(),
-    )(model)
-    _name_dimensions(model)
-    for node in model.graph:  # where in the Python code a node comes from: paths of the exporting machine
-        node.metadata_props.clear()
-        node.doc_string = None
-    model.metadata_props.clear()
-    model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
-    return onnx_program.model_proto.SerializeToString()
-
-
-def _name_dimensions(model: Any) -> None:
-    """Call the open dimensions height and width, and forget what the tracing called those between."""
-    import onnx_ir
-
-    outer = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    for node in model.graph:
-        for value in node.outputs:
-            if id(value) not in outer:
-                value.shape = None
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.metadata_props.clear()
-        if len(value.shape) == 4:
-            value.shape = onnx_ir.Shape([*value.shape[:2], "height", "width"])
 
 
 def _metadata(model: OPIR) -> dict[str, Any]:
@@ -326,26 +255,6 @@ def _on_cpu(model: OPIR) -> OPIR:
     copied = copy.deepcopy(model).cpu().eval()
     copied.backend = "auto"
     return copied
-
-
-def _check_onnx_packages() -> None:
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"Exporting to ONNX needs {', '.join(missing)}: pip install 'opir-lightning[onnx]'.")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's remarks on its own code and on packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 if __name__ == "__main__":
