@@ -14,6 +14,7 @@ from opir_lightning.comparison.finding import read_runs
 from opir_lightning.comparison.report import Options, compare
 from opir_lightning.comparison.search_plots import parts
 from opir_lightning.comparison.searches import read_search
+from opir_lightning.errors import UserError
 from opir_lightning.trials import JOURNAL, trial_folder
 
 PLOTS = ["history", "validations", "importances", "slices", "coordinates"]
@@ -91,6 +92,13 @@ def test_a_journal_that_is_damaged_is_named_and_its_runs_are_runs_like_others(se
     assert "The training is not finished" in reasons[trial_folder(broken, 2)]
     assert ([run.path.name for run in runs], searches) == (["0000", "0001"], [])
     assert (broken / JOURNAL).read_bytes() == before
+
+
+def test_a_journal_without_end_is_not_read(tmp_path):
+    with (tmp_path / JOURNAL).open("wb") as file:
+        file.truncate(2**40)  # of zeros, which take no room
+    with pytest.raises(UserError, match="Its journal has more than 268435456 bytes"):
+        read_search(tmp_path)
 
 
 def test_without_optuna_that_is_said(searched, monkeypatch):

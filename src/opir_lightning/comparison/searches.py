@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import optuna
 
 COMPLETE, PRUNED, FAILED, CUT_OFF = "complete", "pruned", "failed", "cut off"
+_LARGEST = 2**28  # bytes of a journal; a trial of five settings and a hundred validations writes 16,000
 _ENOUGH = 4  # complete trials, from which importances are told, as the search itself does
 
 
@@ -94,7 +95,7 @@ def read_search(folder: Path) -> Search:
     """Read a search, also while it goes on.
 
     Raises:
-        UserError: Optuna is not installed, or the journal is damaged or holds not one study.
+        UserError: Optuna is not installed, or the journal is damaged, too large, or holds not one study.
     """
     try:
         import optuna
@@ -103,6 +104,8 @@ def read_search(folder: Path) -> Search:
     except ImportError as error:
         raise UserError("Reading its journal needs Optuna: pip install 'opir-lightning[search]'.") from error
     try:
+        if (folder / JOURNAL).stat().st_size > _LARGEST:
+            raise UserError(f"Its journal has more than {_LARGEST} bytes.")
         storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         names = optuna.get_all_study_names(storage)
         if len(names) != 1:
