@@ -57,7 +57,7 @@ MAY_KNOW = {
     },
     "training": {
         *("models", "losses", "metrics", "pictures", "calibration", "charts", "checkpoints"),
-        *("checkpoint_files", "disk", "files"),
+        *("checkpoint_files", "disk", "files", "outside"),
         *BASE,
     },
 }

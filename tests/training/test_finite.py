@@ -11,9 +11,11 @@ import pytest
 import torch
 from lightning import Callback
 from PIL import Image
+from safetensors.torch import save
 from short_runs import prepared
 
 from opir_lightning.errors import UserError
+from opir_lightning.training import bad_batches
 from opir_lightning.training.bad_batches import load_batch
 from opir_lightning.training.callbacks import ExponentialMovingAverage, FiniteSteps, finite
 
@@ -188,6 +190,14 @@ def test_a_kept_batch_gives_the_same_loss_and_its_samples_can_be_made_anew(tmp_p
         assert picture.width > 2 * 32
     with pytest.raises(UserError, match="no batch that a training kept"):
         load_batch(Path(finite.__file__).parents[2] / "weights" / "opir_tiny.safetensors")
+
+
+@pytest.mark.parametrize("about", [None, "{}", '{"names": ["a"]', '["names"]', '{"names": ["a"]}'])
+def test_a_batch_that_is_damaged_is_one_sentence(tmp_path, about):
+    header = {"format": bad_batches.FORMAT} | ({} if about is None else {"about": about})
+    (tmp_path / "batch.safetensors").write_bytes(save({"degraded": torch.zeros(1, 3, 2, 2)}, header))
+    with pytest.raises(UserError, match=r"batch\.safetensors' is damaged, or another version"):
+        load_batch(tmp_path / "batch.safetensors")
 
 
 def test_a_step_that_is_judged_in_the_next_epoch_is_of_its_own(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opir_lightning.errors import UserError
 from opir_lightning.files import write_atomically
+from opir_lightning.outside import parse_json
 from opir_lightning.pictures import panel
 from opir_lightning.types import Batch
 
@@ -59,10 +60,13 @@ def load_batch(path: Path | str) -> tuple[Batch, dict[str, Any]]:
         raise UserError(f"The batch '{path}' cannot be read: {error}.") from error
     if header.get("format") != FORMAT:
         raise UserError(f"'{path}' is no batch that a training kept; those are in the run's folder bad_batches.")
-    about = json.loads(header["about"])
-    if "numbers" in tensors:
-        about["numbers"] = tensors.pop("numbers").tolist()
-    return Batch(**tensors, name=about.pop("names")), about
+    try:
+        about = parse_json(header["about"])
+        if "numbers" in tensors:
+            about["numbers"] = tensors.pop("numbers").tolist()
+        return Batch(**tensors, name=about.pop("names")), about
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"The batch '{path}' is damaged, or another version of this program kept it.") from error
 
 
 def draw_batch(batch: Batch, labels: Sequence[str], first: Sequence[int] = ()) -> Image.Image:
