@@ -14,6 +14,7 @@ from short_runs import prepared
 
 from opir_lightning.errors import UserError
 from opir_lightning.metrics import score
+from opir_lightning.models import OPIR
 from opir_lightning.training.callbacks import OperatorPictures, TaskConfusion, WandbRun
 from opir_lightning.training.callbacks.confusion import confusion_matrix
 from opir_lightning.training.callbacks.showing import _add_rows
@@ -199,6 +200,35 @@ def test_a_run_that_fails_while_logging_is_left_alone_after_three_failures_in_a_
         run.log_metrics({"train/loss": 1.0}, step=3)
     assert len(calls) == 2 + 1 + 3
     assert len([record for record in caplog.records if "W&B failed" in record.getMessage()]) == 1
+
+
+def test_weights_that_were_not_sent_are_sent_later_with_the_score_that_counts(tmp_path, wandb_anew):
+    """The callback takes a best score back where the disk had no room for its weights."""
+    wandb_anew.setenv("WANDB_MODE", "disabled")
+    net = OPIR(
+        tasks=["none"], width=4, encoder_blocks=[1], middle_blocks=1, decoder_blocks=[1], features=4, code_crop=16
+    )
+    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    kept = {"state_dict": state, "model_settings": net.settings, "global_step": 3}
+    torch.save(kept, tmp_path / "best.ckpt")
+    writer = SimpleNamespace(
+        monitor="val/psnr", best_model_path=str(tmp_path / "best.ckpt"), best_model_score=torch.tensor(30.0)
+    )
+    run = WandbRun(project="p", save_dir=str(tmp_path), weights="each")
+    run.log_metrics({"train/loss": 1.0}, step=0)
+    sent, broken = [], True
+
+    def log_artifact(artifact, aliases):
+        if broken:
+            raise ConnectionResetError("the service is gone")
+        sent.append((aliases, dict(artifact.metadata)))
+
+    wandb_anew.setattr(run.experiment, "log_artifact", log_artifact)
+    run.after_save_checkpoint(writer)
+    writer.best_model_score, broken = torch.tensor(20.0), False
+    for _ in range(2):
+        run.finalize("success")
+    assert sent == [(["best", "step-3"], {"step": 3, "val/psnr": 20.0})]
 
 
 def test_a_training_goes_on_when_wandb_fails_while_it_logs(tmp_path, wandb_anew):

@@ -107,7 +107,7 @@ class WandbRun(Logger):
         }
         self._logger: WandbLogger | None = None
         self._failures, self._warned, self._given_up = 0, False, False
-        self._checkpoints: dict[str, tuple[Path, float | None]] = {}
+        self._checkpoints: dict[str, ModelCheckpoint] = {}  # by alias: what writes them
         self._sent: dict[str, float] = {}
         self._defined: set[str] = set()
 
@@ -174,9 +174,7 @@ class WandbRun(Logger):
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         if self.weights == "off":
             return
-        score = checkpoint_callback.best_model_score
-        alias = "last" if checkpoint_callback.monitor is None else "best"
-        self._checkpoints[alias] = (Path(checkpoint_callback.best_model_path), None if score is None else float(score))
+        self._checkpoints["last" if checkpoint_callback.monitor is None else "best"] = checkpoint_callback
         if self.weights == "each":
             self._attempt(self._send_weights)
 
@@ -230,20 +228,20 @@ class WandbRun(Logger):
         """The weights of the checkpoints that have changed; those of one step are one artifact."""
         import wandb
 
-        by_step: dict[int, tuple[list[str], Path, dict[str, Any]]] = {}
-        for alias, (path, value) in self._checkpoints.items():
+        by_step: dict[int, tuple[dict[str, float], Path, dict[str, Any]]] = {}
+        for alias, callback in self._checkpoints.items():
+            path, score = Path(callback.best_model_path), callback.best_model_score
             if not path.is_file():  # the disk was full
                 continue
             written = path.stat().st_mtime
             if self._sent.get(alias) == written:
                 continue
             step = int(read_header(path).metadata["step"])
-            aliases, _, metadata = by_step.setdefault(step, ([], path, {"step": step}))
-            aliases.append(alias)
-            if alias == "best" and value is not None:
-                metadata["val/psnr"] = value
-            self._sent[alias] = written
-        for step, (aliases, path, metadata) in sorted(by_step.items()):
+            times, _, metadata = by_step.setdefault(step, ({}, path, {"step": step}))
+            times[alias] = written
+            if alias == "best" and score is not None:
+                metadata["val/psnr"] = float(score)
+        for step, (times, path, metadata) in sorted(by_step.items()):
             artifact = wandb.Artifact(f"weights-{logger.experiment.id}", type="model", metadata=metadata)
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "model.safetensors"
@@ -251,4 +249,5 @@ class WandbRun(Logger):
                     net, _ = load_model(path)
                 save_weights(file, net, metadata)
                 artifact.add_file(str(file))
-            logger.experiment.log_artifact(artifact, aliases=[*aliases, f"step-{step}"])
+            logger.experiment.log_artifact(artifact, aliases=[*times, f"step-{step}"])
+            self._sent |= times
