@@ -32,13 +32,13 @@ class CheckpointFiles(TorchCheckpointIO):
             raise UserError(f"on_full_disk is '{on_full_disk}'; it must be stop or continue.")
         self.on_full_disk = on_full_disk
         self.failed: set[str] = set()  # what the last attempt could not write
-        self._own: set[Path] = set()  # resolved: Lightning writes to the real folder, whatever link a run is named by
+        self._own: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        file = Path(path).resolve()
+        file = _in_real_folder(path)
         older = previous_of(file)
         keep = file.name == LAST and file in self._own
         self.failed.add(str(path))
@@ -53,8 +53,13 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         loaded = super().load_checkpoint(path, *arguments, **options)
-        self._own.add(Path(path).resolve())
+        self._own.add(_in_real_folder(path))
         return loaded
+
+
+def _in_real_folder(path: Path | str) -> Path:
+    """Lightning writes to the folder that a link leads to, and goes on from a file by the name that it is given."""
+    return Path(path).parent.resolve() / Path(path).name
 
 
 def on_full_disk(trainer: Trainer) -> FullDiskPolicy:
