@@ -50,8 +50,9 @@ def attach(made: RestorationData, *, steps=0, rank=0, world=1, accumulate=1) -> 
     return made
 
 
-def digest(degraded: Tensor, clean: Tensor, task: Tensor, given: Tensor, name: str) -> str:
-    parts = [part.numpy().tobytes() for part in (degraded, clean, task, given)]
+def digest(*sample: Tensor | str) -> str:
+    *tensors, name = sample
+    parts = [part.numpy().tobytes() for part in tensors]
     return hashlib.blake2b(b"".join(parts) + name.encode(), digest_size=8).hexdigest()
 
 
