@@ -91,3 +91,16 @@ def test_a_folder_of_pairs_without_its_partner_folder_is_named(root):
     pairs = {"mine": PairedFolder(task="noise", degraded="photos", clean="absent")}
     with pytest.raises(UserError, match="absent"):
         data(root, pairs).prepare_sets()
+
+
+def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
+    few = data(root, epoch_samples=7, batch_size=8)
+    few.prepare_sets()
+    with pytest.raises(UserError, match=r"epoch_samples is 7, and a batch over all devices has 8 samples: no step"):
+        few.train_dataloader()
+    enough = data(root, epoch_samples=8, batch_size=8, workers=0)
+    enough.prepare_sets()
+    assert len(enough.train_dataloader()) == 1
+    for name, share in (("label_share", 30), ("heard_alone", -0.1), ("jitter", 1.5), ("broken_share", float("nan"))):
+        with pytest.raises(UserError, match=rf"data\.{name} is {share:g}; it is a share and must be in \[0, 1\]"):
+            data(root, **{name: share})

@@ -63,6 +63,9 @@ class RestorationData(LightningDataModule):
         stalled_after: seconds without a training batch after which that is reported; None: never.
         stop_stalled_after: seconds without a training batch after which the training stops, where there are workers;
             None: it goes on waiting.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(
@@ -96,6 +99,10 @@ class RestorationData(LightningDataModule):
         for name, seconds in (("stalled_after", stalled_after), ("stop_stalled_after", stop_stalled_after)):
             if seconds is not None and seconds <= 0:
                 raise UserError(f"data.{name} is {seconds:g}; it must be more than 0 seconds, or null.")
+        shares = {"label_share": label_share, "heard_alone": heard_alone, "broken_share": broken_share}
+        for name, share in (*shares.items(), ("jitter", jitter)):
+            if not 0 <= share <= 1:
+                raise UserError(f"data.{name} is {share:g}; it is a share and must be in [0, 1].")
         self.stalled_after, self.stop_stalled_after = stalled_after, stop_stalled_after
         self.root = None if root is None else Path(root)
         self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
@@ -206,8 +213,17 @@ class RestorationData(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _epoch_count(self) -> int:
-        """Samples of an epoch over all processes: whole batches only."""
+        """Samples of an epoch over all processes: whole batches only.
+
+        Raises:
+            UserError: there is not a single one.
+        """
         global_batch = self.batch_size * self._rank_and_world()[1]
+        if self.epoch_samples < global_batch:
+            raise UserError(
+                f"data.epoch_samples is {self.epoch_samples}, and a batch over all devices has {global_batch} samples: "
+                "no step would be taken. Set a larger data.epoch_samples, or a smaller data.batch_size."
+            )
         return self.epoch_samples // global_batch * global_batch
 
     def _place(self, step: int) -> tuple[int, int]:
