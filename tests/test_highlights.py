@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opir_lightning.errors import UserError
-from opir_lightning.highlights import KNEE, keep_highlights, white_point
+from opir_lightning.highlights import BEYOND, KNEE, Tone, keep_highlights, measure_tone
 from opir_lightning.models import OPIR
 from opir_lightning.restorer import Restorer
 
@@ -46,10 +46,10 @@ def grey(*values: float) -> torch.Tensor:
 
 def test_what_is_brighter_than_white_keeps_its_order_and_its_colour_and_the_dark_half_is_untouched():
     levels = torch.linspace(-0.1, 1.4, 1501)
-    restored = torch.stack([levels, 0.5 * levels, 0.8 * levels])[:, None]
-    kept = keep_highlights(torch.zeros_like(restored), restored, white=1.3)
+    refined = torch.stack([levels, 0.5 * levels, 0.8 * levels])[:, None]
+    kept = keep_highlights(torch.zeros_like(refined), 0.5 * refined, refined, Tone(white=1.3, begins=0.6, level=0.9))
     below = levels <= KNEE
-    assert torch.equal(kept[..., below], restored[..., below])
+    assert torch.equal(kept[..., below], refined[..., below])
     assert (kept[0, 0].diff() > 0).all()
     assert kept[0, 0, levels <= 1.3].max() == pytest.approx(1, abs=1e-5)
     bright = ~below
@@ -60,34 +60,55 @@ def test_what_is_brighter_than_white_keeps_its_order_and_its_colour_and_the_dark
 
 
 def test_what_fits_is_left_as_it_is():
-    restored = grey(0.2, 0.6, 0.99, 1.02)
-    assert torch.equal(keep_highlights(0.5 * restored, restored, white=1.0), restored)
+    refined = grey(0.2, 0.6, 0.99, 1.02)
+    tone = Tone(white=1.0, begins=0.6, level=0.9)
+    assert torch.equal(keep_highlights(0.5 * refined, refined, refined, tone), refined)
 
 
-def test_a_lamp_that_the_network_makes_black_is_the_pictures_own():
-    image = grey(0.9, 0.9, 0.9)
-    restored = grey(0.75, 0.65, 0.1)
-    restored = torch.cat([restored, restored[..., -1:].clone()], dim=-1)
-    image = torch.cat([image, grey(0.9)], dim=-1)
-    restored[2, 0, -1] = 0.95  # blue alone is left
-    kept = keep_highlights(image, restored, white=0.9)
-    assert kept[0, 0].tolist() == pytest.approx([0.75, 0.65 + 0.5 * 0.25, 0.9, 0.9], abs=1e-6)
-    assert kept[2, 0, -1].item() == pytest.approx(0.9)
+def test_where_stage_1_is_far_beyond_white_the_picture_is_drawn_on_from_the_tone():
+    low, high = BEYOND
+    image = torch.stack([torch.linspace(0, 1, 101), torch.linspace(0, 0.5, 101), torch.linspace(0, 0.8, 101)])[:, None]
+    tone = Tone(white=1.2, begins=0.4, level=0.8)
+    wild = torch.randn(3, 1, 101, generator=torch.Generator().manual_seed(0))
+    kept = keep_highlights(image, torch.full_like(image, high + 0.01), wild, tone)
+    assert kept[0, 0, [0, 20, 40, 70, 100]].tolist() == pytest.approx([0, 0.4, 0.8, 0.9, 1.0], abs=1e-5)
+    assert torch.allclose(kept[1], 0.5 * kept[0], atol=1e-6)
+    assert torch.allclose(kept[2], 0.8 * kept[0], atol=1e-6)
+    believed = keep_highlights(image, torch.full_like(image, low), image, tone._replace(white=1.0))
+    assert torch.equal(believed, image)
+    half = keep_highlights(image, torch.full_like(image, (low + high) / 2), image, tone._replace(white=1.0))
+    assert torch.allclose(half, (kept + image) / 2, atol=1e-5)
 
 
-def test_the_white_point_is_that_of_the_whole_picture_and_of_dark_ones_only(model, against_the_light):
+def test_the_tone_is_that_of_the_whole_picture_and_of_dark_ones_only(model, against_the_light):
     restorer = Restorer(model, device="cpu")
     image = torch.from_numpy(against_the_light).permute(2, 0, 1)[None]
     codes = {task: restorer._code(image, task) for task in model.tasks}
     brightest = restorer(image, task="low_light").refined.amax(1).quantile(0.99).item()
+    tone = measure_tone(model, image, codes["low_light"])
     assert brightest > 1.2
-    assert white_point(model, image, codes["low_light"]) == pytest.approx(brightest, abs=1e-3)
-    assert white_point(model, image, codes["haze"]) is None
-    assert white_point(model, image, codes["none"]) is None
+    assert tone.white == pytest.approx(brightest, abs=1e-3)
+    assert tone.begins == pytest.approx(BEYOND[0] - LIFT, abs=0.06)  # the model adds as much to it
+    assert tone.begins < tone.level < 1
+    assert measure_tone(model, image, codes["haze"]) is None
+    assert measure_tone(model, image, codes["none"]) is None
     large = image.repeat_interleave(7, dim=2).repeat_interleave(7, dim=3)[..., 3:, 2:]  # a small copy is looked at
-    assert white_point(model, large, codes["low_light"]) == pytest.approx(brightest, abs=0.02)
-    half = white_point(model, image, codes["low_light"], strength=0.5)
-    assert half == pytest.approx(brightest - LIFT / 2, abs=1e-3)
+    assert measure_tone(model, large, codes["low_light"]) == pytest.approx(tone, abs=0.03)
+    half = measure_tone(model, image, codes["low_light"], strength=0.5)
+    assert half.white == pytest.approx(brightest - LIFT / 2, abs=1e-3)
+
+
+def test_of_what_cannot_be_believed_no_tone_is_taken(model):
+    restorer = Restorer(model, device="cpu")
+    image = torch.full((1, 3, 64, 64), 0.1)
+    image[..., :32] = 1.1  # a lamp: beyond all doubt when the model has added its part
+    tone = measure_tone(model, image, restorer._code(image.clamp(0, 1), "low_light"))
+    assert tone.white == pytest.approx(0.1 + LIFT, abs=1e-3)
+    assert tone.begins == pytest.approx(0.99)
+    dark = measure_tone(model, torch.full((1, 3, 8, 8), 0.1), restorer._code(image.clamp(0, 1), "low_light"))
+    assert dark.white == pytest.approx(0.1 + LIFT, abs=1e-3)
+    one = measure_tone(model, torch.full((1, 3, 1, 1), 0.1), restorer._code(image.clamp(0, 1), "low_light"))
+    assert one.white == 1.0
 
 
 @pytest.mark.parametrize("levels", [np.uint8, np.uint16])

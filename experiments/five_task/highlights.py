@@ -21,9 +21,10 @@ from tqdm import tqdm
 import opir_lightning
 from opir_lightning import Restorer
 from opir_lightning.degradations.low_light import LowLight
-from opir_lightning.highlights import KNEE, keep_highlights, white_point
+from opir_lightning.highlights import KNEE, keep_highlights, measure_tone
 from opir_lightning.metrics import score
 from opir_lightning.provenance import provenance
+from opir_lightning.types import Restoration
 
 HERE = Path(__file__).resolve().parent
 DEMO = Path(opir_lightning.__file__).parent / "data" / "demo"
@@ -44,9 +45,11 @@ def psnr(restored: Tensor, clean: Tensor) -> float:
     return float(score(restored.clamp(0, 1), clean, profile="published")["psnr"])
 
 
-def compressed(restorer: Restorer, image: Tensor, restored: Tensor, knee: float) -> tuple[Tensor, float | None]:
-    white = white_point(restorer.model, image, restorer._code(image, None))
-    return (restored if white is None else keep_highlights(image, restored, white, knee=knee)), white
+def kept(restorer: Restorer, image: Tensor, restored: Restoration, knee: float, task: str | None = None) -> Tensor:
+    tone = measure_tone(restorer.model, image, restorer._code(image, task), knee=knee)
+    if tone is None:
+        return restored.refined
+    return keep_highlights(image, restored.coarse, restored.refined, tone, knee=knee)
 
 
 def measure(restorer: Restorer, folder: Path, knees: tuple[float, ...], every: int = 1) -> dict[str, object]:
@@ -54,14 +57,11 @@ def measure(restorer: Restorer, folder: Path, knees: tuple[float, ...], every: i
     rows = {}
     for path in tqdm(sorted((folder / "low").iterdir())[::every], desc=folder.name):
         image, clean = read(path), read(folder / "high" / path.name)
-        restored = restorer(image).refined
-        row: dict[str, float | None] = {"clip": psnr(restored, clean)}
-        for knee in knees:
-            result, row["white"] = compressed(restorer, image, restored, knee)
-            row[f"keep from {knee}"] = psnr(result, clean)
+        restored = restorer(image)
+        row = {"clip": psnr(restored.refined, clean)}
+        row |= {f"keep from {knee}": psnr(kept(restorer, image, restored, knee), clean) for knee in knees}
         rows[path.name] = row
-    names = [name for name in next(iter(rows.values())) if name != "white"]
-    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
+    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in next(iter(rows.values()))}
     return {"mean": mean, "pictures": rows}
 
 
@@ -84,10 +84,8 @@ def draw(restorer: Restorer) -> np.ndarray:
         )
         draws = [damage.draw(*clean.shape[2:], generator=torch.Generator().manual_seed(0), severity=0.7)]
         image = damage.apply(clean, draws)
-        restored = restorer(image, task="low_light").refined
-        white = white_point(restorer.model, image, restorer._code(image, "low_light"))
-        assert white is not None
-        parts = (image, restored, keep_highlights(image, restored, white))
+        restored = restorer(image, task="low_light")
+        parts = (image, restored.refined, kept(restorer, image, restored, KNEE, "low_light"))
         rows.append(torch.cat(parts, dim=3)[0].clamp(0, 1).mul(255).round().permute(1, 2, 0).byte().numpy())
     return np.concatenate(rows)
 

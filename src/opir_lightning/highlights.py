@@ -1,16 +1,19 @@
 """What becomes of the brightest parts of a picture when its dark parts are lifted.
 
-Of a picture taken against the light, the shade is too dark and the sky is not. A network that lifts both puts the sky
-beyond white, and a file of 8 bits cuts off what lies there: the clouds are in the result and not in the file. So what
-is brighter than half of white is compressed, by as much as the picture needs. And where the network goes wrong
-altogether and makes a lamp black, the pixel of the picture is the better one: too little light makes nothing brighter.
+Of a picture taken against the light, the shade is too dark and the sky is not. A network that takes both for dark puts
+the sky beyond white, and a file of 8 bits cuts off what lies there. Two things bring it back:
+
+- What is brighter than half of white is compressed, by as much as the picture needs.
+- Nothing in a scene is brighter than white. Where stage 1 says so all the same, by far, a pixel was not too dark, and
+  stage 2, which has not seen such values, may make anything of it. There the drawing and the colours are those of the
+  picture, and the brightness goes on from what the network made of the brightest that it could be right about.
 
 Scores are computed without it: it belongs to the files that people look at, as rounding does.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +28,25 @@ if TYPE_CHECKING:
 
 Highlights = Literal["keep", "clip"]
 
-# Of 0.5 to 0.8 the best on 28 pairs of LOL-v1 train (opir_small: 21.49 dB on average, without compression 21.45,
-# without anything 21.42), and the one that leaves most of the sky in photographs taken against the light.
 KNEE = 0.5
 CLIPPED = 0.01  # the part of a picture that may still be cut off: lamps and the sun are white
-PREVIEW = 256  # pixels on the longer side of what the white point is measured on
-DROP = (0.2, 0.3)  # a colour that falls by less is trusted, by more is not; a wrong white balance costs less
+PREVIEW = 256  # pixels on the longer side of what the tone is measured on
+BEYOND = (1.15, 1.45)  # of stage 1's brightest colour: up to there it is believed, from there on it is not
+FEWEST = 20  # pixels of the small copy from which a median is taken
+
+
+class Tone(NamedTuple):
+    """How the restoration of a dark picture treats its bright parts; brightness is that of a pixel's largest colour.
+
+    Attributes:
+        white: what 99 % of the restored pixels stay below.
+        begins: brightness in the picture from which on stage 1 is not believed, in (0, 1).
+        level: what becomes of that, in (0, 1); from there on brightness rises evenly to white.
+    """
+
+    white: float
+    begins: float
+    level: float
 
 
 def check_highlights(highlights: str) -> None:
@@ -40,27 +56,45 @@ def check_highlights(highlights: str) -> None:
 
 
 @torch.inference_mode()
-def white_point(
-    model: OPIR, image: Tensor, code: Code, *, strength: float = 1.0, dtype: torch.dtype = torch.float32
-) -> float | None:
-    """How bright the restoration of a dark picture becomes, from a small copy of it.
+def measure_tone(
+    model: OPIR,
+    image: Tensor,
+    code: Code,
+    *,
+    strength: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    knee: float = KNEE,
+) -> Tone | None:
+    """The tone of the restoration of a dark picture, from a small copy of it.
 
     Args:
         model: in evaluation mode, on the device of the code.
         image: ``(1, 3, H, W)``, float in [0, 1], uint8 or uint16.
         code: of the picture.
         strength, dtype: as the picture will be restored.
+        knee: as in `keep_highlights`.
 
     Returns:
-        What 99 % of the pixels stay below in their brightest colour; None if low light is not what the picture suffers
-        from.
+        None if low light is not what the picture suffers from.
     """
     if Task.LOW_LIGHT not in model.tasks or int(code.task[0].argmax()) != model.tasks.index(Task.LOW_LIGHT):
         return None
     preview = _small_copy(image).to(code.task.device)
     with torch.autocast(preview.device.type, dtype, enabled=dtype != torch.float32):
-        restored = model(preview, code, strength=strength).refined
-    return restored.float().amax(1).flatten().quantile(1 - CLIPPED).item()
+        restored = model(preview, code, strength=strength)
+    before, coarse, refined = (part.float().amax(1).flatten() for part in (preview, restored.coarse, restored.refined))
+    believed = coarse < BEYOND[1]
+    # What is not believed may be anything and has no part in it; where that is all, nothing has to be compressed.
+    white = refined[believed].quantile(1 - CLIPPED).item() if believed.sum() >= FEWEST else 1.0
+    border = (coarse > BEYOND[0] - 0.1) & (coarse < BEYOND[0] + 0.1)
+    if border.sum() < FEWEST:  # hardly anything between shade and light
+        above = before[coarse >= BEYOND[0]]
+        begins = above.min().item() if len(above) else 1.0
+        level = _press(torch.tensor(BEYOND[0]), white, knee).item()
+    else:
+        begins = before[border].median().item()
+        level = _press(refined[border].median(), white, knee).item()
+    return Tone(white, min(max(begins, 0.01), 0.99), min(max(level, begins, 0.01), 0.97))
 
 
 def _small_copy(image: Tensor) -> Tensor:
@@ -70,30 +104,46 @@ def _small_copy(image: Tensor) -> Tensor:
     return torch.stack([F.avg_pool1d(row, step, ceil_mode=True) for row in rows], dim=-2)
 
 
-def keep_highlights(image: Tensor, restored: Tensor, white: float, *, knee: float = KNEE) -> Tensor:
-    r"""Compress what is brighter than the knee so that ``white`` becomes white; the colours keep their ratios.
+def keep_highlights(image: Tensor, coarse: Tensor, refined: Tensor, tone: Tone, *, knee: float = KNEE) -> Tensor:
+    r"""Bring the bright parts of the restoration of a dark picture back into the range.
+
+    The largest colour m of a pixel of ``refined`` becomes f(m), with w the tone's ``white``, and the others keep their
+    ratios to it. f rises everywhere and has no corner.
 
     .. math:: f(m) = k + \frac{m - k}{1 + c\,(m - k)/(1 - k)}\quad\text{for } m > k,\qquad
-        c = 1 - \frac{1 - k}{w - k}
+        c = 1 - \frac{1 - k}{w - k}\quad\text{if } w > 1, \text{ else } f(m) = m
 
-    with m the largest colour of a pixel, which is scaled by f(m) / m. It rises everywhere and has no corner.
+    Where ``coarse`` is beyond white, that fades into the picture's own pixel, with the brightness of the tone.
 
     Args:
         image: ``(..., 3, H, W)`` float32 in [0, 1], what was restored.
-        restored: alike, not clamped.
-        white: of `white_point`; up to 1 nothing is compressed.
-        knee: k, in (0, 1): up to there nothing changes.
+        coarse, refined: alike, the results of both stages, not clamped.
+        tone: of `measure_tone`.
+        knee: k, in (0, 1): up to there nothing is compressed.
 
     Returns:
         A new tensor, not clamped.
     """
-    trusted, wrong = DROP
-    fallen = (image - restored).amax(-3, keepdim=True)
-    result = restored + ((fallen - trusted) / (wrong - trusted)).clamp_(0, 1) * (image - restored)
+    brightest = refined.amax(-3, keepdim=True)
+    pressed = torch.where(
+        brightest > knee, refined * (_press(brightest, tone.white, knee) / brightest.clamp(min=knee)), refined
+    )
+    low, high = BEYOND
+    lit = ((coarse.amax(-3, keepdim=True) - low) / (high - low)).clamp_(0, 1)
+    before = image.amax(-3, keepdim=True)
+    slope = (1 - tone.level) / (1 - tone.begins)
+    wanted = torch.where(
+        before > tone.begins,
+        tone.level + slope * (before - tone.begins),
+        before * (tone.level / tone.begins),
+    )
+    own = image * (wanted / before.clamp(min=1e-3))
+    return pressed + lit * (own - pressed)
+
+
+def _press(level: Tensor, white: float, knee: float) -> Tensor:
+    """f of `keep_highlights`."""
     if white <= 1:
-        return result
-    brightest = result.amax(-3, keepdim=True)
-    above = (brightest - knee).clamp_(min=0)
-    strength = 1 / (1 - knee) - 1 / (white - knee)  # c / (1 - k)
-    pressed = brightest - above + above / (1 + strength * above)
-    return torch.where(above > 0, result * (pressed / brightest.clamp(min=knee)), result)
+        return level
+    above = (level - knee).clamp(min=0)
+    return level - above + above / (1 + (1 / (1 - knee) - 1 / (white - knee)) * above)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from opir_lightning.errors import UserError
-from opir_lightning.highlights import Highlights, check_highlights, keep_highlights, white_point
+from opir_lightning.highlights import Highlights, check_highlights, keep_highlights, measure_tone
 from opir_lightning.inference import (
     LEVELS,
     Progress,
@@ -208,9 +208,9 @@ class Restorer:
         check_highlights(highlights)
         image = _as_batch(pixels)
         code = self._code(image, task)
-        white = None
+        tone = None
         if highlights == "keep":
-            white = white_point(self.model, image, code, strength=strength, dtype=self.dtype)
+            tone = measure_tone(self.model, image, code, strength=strength, dtype=self.dtype)
         refined = allocate(pixels.shape, pixels.dtype)
         uncertainty = allocate(pixels.shape[:2], np.float32) if with_uncertainty else None
         for band in restore_bands(
@@ -223,9 +223,13 @@ class Restorer:
             dtype=self.dtype,
             progress=progress,
         ):
-            for part, rows in zip(band.refined[0].split(ROWS_AT_ONCE, 1), _split(band.rows), strict=True):
-                if white is not None:
-                    part = keep_highlights(as_float(image[0, :, rows], part.device), part, white)
+            for rows in _split(band.rows):
+                inside = slice(rows.start - band.rows.start, rows.stop - band.rows.start)
+                part = band.refined[0, :, inside]
+                if tone is not None:
+                    part = keep_highlights(
+                        as_float(image[0, :, rows], part.device), band.coarse[0, :, inside], part, tone
+                    )
                 levels = part.clamp_(0, 1).mul_(np.iinfo(pixels.dtype).max).round_()
                 refined[rows] = levels.permute(1, 2, 0).numpy()
             if uncertainty is not None:
