@@ -22,7 +22,6 @@ FOLDER = Path(config_dir()) / "experiment"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.name.startswith("_"))
 EXPERIMENTS = [str(path.relative_to(FOLDER).with_suffix("")) for path in FILES]
 ABLATIONS = [name for name in EXPERIMENTS if name.startswith("ablation/")]
-LOSSES = sorted(path.stem for path in (FOLDER.parent / "variant" / "loss").glob("*.yaml"))
 SMALL = [
     "model=opir_tiny",
     "model.width=8",
@@ -115,10 +114,12 @@ def test_the_variants_of_an_ablation_tell_their_names_and_are_built(name, tmp_pa
         assemble(check_keys(config))
 
 
-def test_the_loss_ablation_has_every_variant_that_there_is():
-    assert sorted(job[0].removeprefix("variant/loss=") for job in variants("ablation/loss")) == LOSSES
-    files = {name: FOLDER.parent / "variant" / "loss" / f"{name}.yaml" for name in LOSSES}
-    assert {name: OmegaConf.load(file).name for name, file in files.items()} == {n: f"loss-{n}" for n in LOSSES}
+@pytest.mark.parametrize("group", ["loss", "recipe"])
+def test_an_ablation_of_files_has_every_variant_that_there_is(group):
+    names = {path.stem: OmegaConf.load(path).name for path in (FOLDER.parent / "variant" / group).glob("*.yaml")}
+    jobs = {job[0].removeprefix(f"variant/{group}=") for job in variants(f"ablation/{group}")}
+    assert names == {name: f"{group}-{name}" for name in jobs}
+    assert len(names) > 8
 
 
 @pytest.mark.slow
