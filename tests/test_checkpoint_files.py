@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from small_files import files_up_to
 
 from opir_lightning.checkpoint_files import damage, previous_of, write_checkpoint
 from opir_lightning.disk import FullDiskError, cannot_write, lossy_streams, quieten_full_logs, room_for
@@ -34,17 +33,6 @@ def checkpoint(step: int, size: int = 5000, **settings) -> dict:
 def step_of(path: Path) -> int:
     assert damage(path) is None
     return int(torch.load(path, weights_only=True)["state_dict"]["net.kernel"].mean())
-
-
-@contextmanager
-def files_up_to(size: int):
-    """No file of this process may grow beyond so many bytes: what a full disk does, without being root."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from opir_lightning import export
 from opir_lightning.checkpoints import load_model, save_weights
 from opir_lightning.data.sources import EMBEDDED
 from opir_lightning.errors import UserError
-from opir_lightning.models import OPIR
+from opir_lightning.models import OPIR, degradation_code, image_statistics
 from opir_lightning.models.degradation_code import crops_of_open_size, native_crops
 from opir_lightning.models.image_statistics import halve
 from opir_lightning.onnx_file import OPSET
@@ -36,11 +37,19 @@ PADDINGS = ("reflect", "zeros", "replicate")
 SIZES = [(64, 64), (65, 300), (96, 128), (131, 77), (200, 333)]
 
 
-SMALLER = {"width": 8, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1], "unshuffle": 4, "features": 8}
+SMALLER = {
+    "width": 8,
+    "encoder_blocks": [1],
+    "middle_blocks": 0,
+    "decoder_blocks": [0],
+    "unshuffle": 4,
+    "features": 8,
+    "dilations": [1, 4],
+}
 
 
 def tiny(*, whole: bool = False, seed: int = 1) -> OPIR:
-    """opir_tiny, or with fewer layers of each kind, every parameter moved away from its special start.
+    """opir_tiny, or with fewer layers and dilations, every parameter moved away from its special start.
 
     Otherwise operator and code would not matter. The stride, 8, is that of the whole one.
     """
@@ -55,6 +64,14 @@ def tiny(*, whole: bool = False, seed: int = 1) -> OPIR:
     return net.eval()
 
 
+def fewer_statistics(patch: pytest.MonkeyPatch) -> None:
+    """Some of each kind of the numbers that tell the degradation: they are most of what is traced."""
+    for name, some in {"_LAGS": (1, 8), "_POWERS": (-2.0, 0.5)}.items():
+        patch.setattr(image_statistics, name, some)
+    count = image_statistics.image_statistics(torch.rand(1, 3, 64, 64)).shape[1]
+    patch.setattr(degradation_code, "STATISTICS", count)
+
+
 class Exported(NamedTuple):
     net: OPIR
     program: torch.export.ExportedProgram  # as it was traced
@@ -65,9 +82,16 @@ class Exported(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=["smaller", pytest.param("opir_tiny", marks=pytest.mark.slow)])
-def exported(request, tmp_path_factory) -> Exported:
-    """Both files, from a single tracing: that and the translation are what takes time, and it grows with the layers."""
-    folder, net = tmp_path_factory.mktemp("export"), tiny(whole=request.param == "opir_tiny")
+def exported(request, tmp_path_factory) -> Iterator[Exported]:
+    """Both files, from a single tracing: that and the translation are what takes time, and it grows with the graph."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "smaller":
+            fewer_statistics(patch)
+        yield both_files(request.param, tmp_path_factory)
+
+
+def both_files(kind_of_net: str, tmp_path_factory) -> Exported:
+    folder, net = tmp_path_factory.mktemp("export"), tiny(whole=kind_of_net == "opir_tiny")
     weights = folder / "model.safetensors"
     save_weights(weights, net)
     program = export.export_program(net)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from small_files import files_up_to
 
 from opir_lightning.checkpoint_files import damage, previous_of
 from opir_lightning.config import config_dir, register_schemas
@@ -94,16 +94,6 @@ def told_to_end():
 
 def step_of(path: Path) -> int:
     return torch.load(path, weights_only=True)["global_step"]
-
-
-@contextmanager
-def files_up_to(size: int):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

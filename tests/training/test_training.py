@@ -99,7 +99,7 @@ def test_compiled_the_predictor_learns_the_same_and_is_left_as_it_was(tmp_path, 
 
 
 def test_same_seed_gives_the_same_weights_with_any_number_of_workers(tmp_path):
-    steps = ["trainer.max_steps=10", "data.epoch_samples=100", "trainer.limit_val_batches=0"]
+    steps = ["trainer.max_steps=5", "data.epoch_samples=100", "trainer.limit_val_batches=0", "callbacks.best=null"]
     first, _ = fit(tmp_path / "a", *steps)
     second, _ = fit(tmp_path / "b", *steps, "data.workers=2")
     other, _ = fit(tmp_path / "c", *steps, "seed=1")
@@ -123,7 +123,7 @@ def whole(_small_pictures, tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole"), *TWELVE_STEPS)
 
 
-@pytest.mark.parametrize("cut", [3, 5, 8])
+@pytest.mark.parametrize("cut", [pytest.param(3, marks=pytest.mark.slow), 5, 8])
 def test_a_resumed_run_goes_on_with_the_next_sample_to_the_same_weights(tmp_path, whole, cut):
     """Epochs of five steps, cut in the first, at its end, and in the second."""
     _, before = fit(tmp_path, *TWELVE_STEPS, stop=cut)
