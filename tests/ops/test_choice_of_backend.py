@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
 import pytest
@@ -40,6 +41,7 @@ def fused_inputs(dilations: int = 1, dtype: torch.dtype = torch.float32, device:
 def _compiled(monkeypatch):
     """As on a machine with a GPU: the kernels are not interpreted, and take nothing on the CPU."""
     pytest.importorskip("triton", reason="the package 'triton' is not installed")
+    importlib.import_module("opir_lightning.ops.predict_and_apply.launch")  # kernels stay what they are when imported
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
