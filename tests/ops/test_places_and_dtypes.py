@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 import torch
 from operator_conv_cases import PADDINGS, TOLERANCE, assert_close_to
@@ -35,6 +38,12 @@ def apply(form: str, tensors: list[Tensor], padding: str = "reflect", G: int = 3
         return fused_decomposition.decomposed(*tensors, **options)
     backend = "reference" if form.endswith("reference") else "shifted"
     return predict_and_apply(*tensors, **options, backend=backend, fused=not form.startswith("unfused"))
+
+
+def gradients_of_strips(
+    upstream: Tensor, tensors: list[Tensor], needed: Sequence[bool] = (True,) * 5, padding: str = "reflect"
+) -> strips.Gradients:
+    return strips.backward(upstream, *tensors, Settings(3, 3, DILATIONS, padding), needed)
 
 
 def operator_steps(padding: str, image: Tensor, taps: Tensor, upstream: Tensor) -> list[Tensor]:
@@ -102,6 +111,47 @@ def test_each_tensor_may_have_a_dtype_of_its_own(form, narrow):
     # In separate steps the prediction is stored in the dtype of the features.
     rounded = "bfloat16" if narrow == "features" and form.startswith("unfused") else None
     assert_close_to(apply(form, tensors), want, tensors[0].dtype, form, products=rounded)
+
+
+@pytest.mark.parametrize("narrow", NAMES)
+def test_each_gradient_has_the_dtype_of_its_tensor(narrow):
+    tensors = fused_inputs()
+    tensors[2] = tensors[2].bfloat16().float()
+    place = NAMES.index(narrow)
+    tensors[place] = tensors[place].bfloat16()
+    upstream = torch.ones_like(tensors[0])
+    double = [tensor.double().requires_grad_() for tensor in tensors]
+    want = torch.autograd.grad(apply("reference", double), double, upstream.double())
+    for name, tensor, x, y in zip(NAMES, tensors, gradients_of_strips(upstream, tensors), want, strict=True):
+        assert_close_to(x, y, tensor.dtype, name)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_gradients_of_float64_are_not_rounded_on_the_way(padding):
+    tensors = [tensor.double().requires_grad_() for tensor in fused_inputs()]
+    upstream = torch.rand(tensors[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    want = torch.autograd.grad(apply("reference", tensors, padding), tensors, upstream)
+    got = gradients_of_strips(upstream, [tensor.detach() for tensor in tensors], padding=padding)
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+def test_whichever_gradients_are_needed_they_are_the_same_and_the_others_none():
+    tensors = fused_inputs()
+    upstream = tensors[0].flip(3)
+    every = gradients_of_strips(upstream, tensors)
+    for needed in itertools.product([True, False], repeat=5):
+        for need, x, y in zip(needed, gradients_of_strips(upstream, tensors, needed), every, strict=True):
+            assert torch.equal(x, y) if need else x is None
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True), (False, False)])
+def test_whichever_gradients_of_the_operator_are_needed_they_are_the_same_and_the_others_none(needed):
+    image, taps, upstream = random((2, 3, 5, 7), (2, 27, 5, 7), (2, 2, 3, 5, 7))
+    every = shifted.backward(upstream, image, taps, DILATIONS, "reflect", 3, True, True)
+    got = shifted.backward(upstream, image, taps, DILATIONS, "reflect", 3, *needed)
+    for need, x, y in zip(needed, got, every, strict=True):
+        assert torch.equal(x, y) if need else x is None
 
 
 @pytest.mark.parametrize("form", ["strips", "reference", "decomposed"])
