@@ -334,7 +334,7 @@ def test_a_named_triton_raises_with_the_reason(monkeypatch):
     with pytest.raises(RuntimeError, match="the image is on 'cpu' and the kernels need a CUDA device"):
         operator_conv(image, taps, backend="triton")
     monkeypatch.setattr(dispatch, "_TRITON_INSTALLED", False)
-    with pytest.raises(RuntimeError, match="'triton' is not installed"):
+    with pytest.raises(RuntimeError, match=r"run here: the package 'triton' is not installed\. Use backend='auto'\."):
         operator_conv(image, taps, backend="triton")
 
 
