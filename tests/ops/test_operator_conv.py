@@ -157,6 +157,7 @@ PARITY = [
     Case(2, 3, 1, 10, 7, 5, D4, "reflect", torch.contiguous_format, torch.bfloat16),
     Case(1, 3, 3, 9, 11, 3, D4, "zeros", torch.contiguous_format, torch.bfloat16, torch.bfloat16),
     Case(1, 3, 1, 9, 11, 3, (1,), "reflect", torch.contiguous_format, torch.float32, torch.bfloat16),
+    Case(1, 3, 3, 4, 5, 1, (1,), "reflect", torch.contiguous_format, torch.bfloat16),
 ]
 
 
