@@ -192,3 +192,12 @@ def test_in_separate_steps_too_the_groups_are_those_that_were_named(form):
         backend = "reference" if form.endswith("reference") else "shifted"
         got = predict_and_apply(image, features, weight, bias, mix, **options, backend=backend, fused=False)
         assert (got - want).norm() / want.norm() < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_results_are_contiguous_whatever_the_layout_of_the_inputs(layout):
+    tensors = [tensor.to(memory_format=layout) if tensor.dim() == 4 else tensor for tensor in fused_inputs()]
+    taps = random((2, 27, 5, 7))[0].to(memory_format=layout)
+    results = [apply(form, tensors) for form in FORMS]
+    results += [operator_conv(tensors[0], taps, backend=backend) for backend in ("reference", "shifted")]
+    assert all(result.is_contiguous() for result in results)
