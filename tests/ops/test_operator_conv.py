@@ -157,6 +157,7 @@ PARITY = [
     Case(2, 3, 1, 10, 7, 5, D4, "reflect", torch.contiguous_format, torch.bfloat16),
     Case(1, 3, 3, 9, 11, 3, D4, "zeros", torch.contiguous_format, torch.bfloat16, torch.bfloat16),
     Case(1, 3, 1, 9, 11, 3, (1,), "reflect", torch.contiguous_format, torch.float32, torch.bfloat16),
+    Case(1, 3, 3, 4, 5, 1, (1,), "reflect", torch.contiguous_format, torch.bfloat16),
 ]
 
 
@@ -334,7 +335,7 @@ def test_a_named_triton_raises_with_the_reason(monkeypatch):
     with pytest.raises(RuntimeError, match="the image is on 'cpu' and the kernels need a CUDA device"):
         operator_conv(image, taps, backend="triton")
     monkeypatch.setattr(dispatch, "_TRITON_INSTALLED", False)
-    with pytest.raises(RuntimeError, match="'triton' is not installed"):
+    with pytest.raises(RuntimeError, match=r"run here: the package 'triton' is not installed\. Use backend='auto'\."):
         operator_conv(image, taps, backend="triton")
 
 
@@ -347,12 +348,18 @@ IMAGE, TAPS = torch.rand(2, 3, 4, 5), torch.rand(2, 27, 4, 5)
         (IMAGE[0], TAPS, {}, r"image is \(3, 4, 5\) .* needed are \(B, C, H, W\)"),
         (IMAGE, TAPS[:, :, :3], {}, r"taps are \(2, 27, 3, 5\) .* needed is .*\(2, G\*K\*K, 4, 5\)"),
         (IMAGE, TAPS[:1], {}, r"taps are \(1, 27, 4, 5\)"),
+        (IMAGE, TAPS[0], {}, r"taps are \(27, 4, 5\); needed are \(B, C, H, W\)"),
+        (IMAGE, TAPS[..., :3], {}, r"taps are \(2, 27, 4, 3\) .* needed is .*\(2, G\*K\*K, 4, 5\)"),
+        (IMAGE[:, :0], TAPS, {}, "at least one channel and one pixel"),
         (IMAGE[:, :, :0], TAPS[:, :, :0], {}, "at least one channel and one pixel"),
+        (IMAGE[..., :0], TAPS[..., :0], {}, "at least one channel and one pixel"),
         (IMAGE, TAPS[:, :12], {}, r"12 channels for 3 image channels; needed is K\*K or 3\*K\*K, K odd"),
         (IMAGE, TAPS[:, :4], {}, "4 channels"),
+        (IMAGE, TAPS[:, :0], {}, "taps have 0 channels"),
         (IMAGE, TAPS, {"groups": 1}, r"27 channels for 3 image channels; needed is 1\*K\*K"),
         (IMAGE, TAPS, {"groups": 2}, "groups is 2; needed is 1 or the image's 3"),
         (IMAGE.int(), TAPS, {}, "image is torch.int32"),
+        (IMAGE, TAPS.int(), {}, "taps are torch.int32"),
         (IMAGE, TAPS.to("meta"), {}, "image is on 'cpu' and taps on 'meta'"),
         (IMAGE, TAPS, {"dilations": ()}, r"dilations is \(\)"),
         (IMAGE, TAPS, {"dilations": (1, 0)}, "at least 1"),

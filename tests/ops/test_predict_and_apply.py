@@ -254,8 +254,12 @@ def test_inference_mode_gives_the_registered_operators_values():
     ("change", "options", "message"),
     [
         ({"image": torch.rand(3, 4, 5)}, {}, r"image is \(3, 4, 5\)"),
+        ({"image": torch.rand(2, 0, 4, 5)}, {}, r"image is \(2, 0, 4, 5\); needed is .* with at least one pixel"),
+        ({"image": torch.ones(2, 3, 4, 5, dtype=torch.int64)}, {}, "^predict_and_apply: image is torch.int64"),
         ({"features": torch.rand(2, 4, 4, 6)}, {}, r"features is \(2, 4, 4, 6\) .* needed is \(2, 4, 4, 5\)"),
         ({"weight": torch.rand(2, 28, 4)}, {}, r"weight is \(2, 28, 4\); needed is .* N = 27 .* or 30"),
+        ({"weight": torch.rand(1, 30, 4)}, {}, r"^predict_and_apply: weight is \(1, 30, 4\) for an image"),
+        ({"weight": torch.rand(1, 4)}, {"kernel_size": 1, "groups": 1}, r"weight is \(1, 4\); needed is \(B, N, F\)"),
         ({"bias": torch.rand(1, 30)}, {}, r"bias is \(1, 30\)"),
         ({"mix": torch.rand(2, 3, 3)}, {}, r"mix is \(2, 3, 3\) .* needed is \(2, 2, 3\)"),
         ({"bias": torch.zeros(2, 30, dtype=torch.int64)}, {}, "bias is torch.int64"),
