@@ -1,4 +1,4 @@
-"""A picture's border is copied and folded in a few runs of neighbouring places: each costs a call, whatever its length."""
+"""A border is copied and folded in a few runs of neighbouring places: each costs a call, whatever its length."""
 
 from __future__ import annotations
 
