@@ -73,7 +73,7 @@ def validation(run: Path) -> list[dict[str, float]]:
         rows = [row for row in csv.DictReader(file) if row.get("val/psnr")]
     return [
         {"step": int(row["step"])}
-        | {k.removeprefix("val/"): round(float(v), 3) for k, v in row.items() if v and "/" in k}
+        | {k.removeprefix("val/"): round(float(v), 3) for k, v in row.items() if v and k.startswith("val/")}
         for row in rows
     ]
 
