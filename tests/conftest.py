@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -27,6 +28,16 @@ def pytest_collection_finish() -> None:
     """What the imports left, half a million objects, stays: it need not be searched for garbage again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_log_file_stays_open():
+    """What a command has logged to in one test is not written to by the next, which may have no room for it."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.FileHandler]:
+        root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="session")
