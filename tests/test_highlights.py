@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_networks import small_network
 
 from opir_lightning.errors import UserError
 from opir_lightning.highlights import BEYOND, KNEE, Tone, keep_highlights, measure_tone
@@ -17,18 +18,7 @@ LIFT = 0.4  # what the model below adds to a dark picture
 @pytest.fixture(scope="module")
 def model() -> OPIR:
     """Adds 0.4 to every pixel where low light is named, 0.5 for haze, and nothing otherwise."""
-    torch.manual_seed(0)
-    net = OPIR(
-        tasks=["none", "haze", "low_light"],
-        width=4,
-        encoder_blocks=[1],
-        middle_blocks=1,
-        decoder_blocks=[1],
-        features=4,
-        code_crop=16,
-    )
-    with torch.no_grad():
-        net.task_parameters[0].affine.weight[:, 1, -3:] = torch.tensor([[0.0], [0.5], [LIFT]])
+    net = small_network(["none", "haze", "low_light"], brighter=[0.0, 0.5, LIFT])
     return net.eval()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_networks import small_network
 
 import opir_lightning
 from opir_lightning.checkpoints import save_weights
@@ -33,16 +34,7 @@ from opir_lightning.tiling import plan_tiles
 @pytest.fixture(scope="module")
 def model() -> OPIR:
     """A small network in which everything is at work: blocks, both stages, the code. At its start it is an identity."""
-    torch.manual_seed(0)
-    net = OPIR(
-        tasks=["none", "noise", "haze"],
-        width=4,
-        encoder_blocks=[1],
-        middle_blocks=1,
-        decoder_blocks=[1],
-        features=4,
-        code_crop=16,
-    )
+    net = small_network(["none", "noise", "haze"])
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith(("scale1", "scale2")):

@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 import pytest
 import pyvips
-import torch
 from PIL import Image, ImageCms
+from small_networks import small_network
 
 from opir_lightning.checkpoints import save_weights
-from opir_lightning.models import OPIR
 from opir_lightning.restore import main
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -144,18 +143,7 @@ def make(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """A tiny network that makes everything some levels brighter."""
-    torch.manual_seed(0)
-    net = OPIR(
-        tasks=["none", "noise"],
-        width=4,
-        encoder_blocks=[1],
-        middle_blocks=1,
-        decoder_blocks=[1],
-        features=4,
-        code_crop=16,
-    )
-    with torch.no_grad():
-        net.task_parameters[0].affine.weight[:, 1, -3:] = 0.15
+    net = small_network(["none", "noise"], brighter=[0.15, 0.15])
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_weights(path, net)
     return path

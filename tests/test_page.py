@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_networks import small_network
 
 from opir_lightning.errors import UserError
-from opir_lightning.models import OPIR
 from opir_lightning.page import visit
 from opir_lightning.page.__main__ import main
 from opir_lightning.page.bounds import FULL, BoundedUploads, check_room
@@ -32,18 +32,7 @@ MEGAPIXEL = 10**6
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
     """A network whose result is brighter than its input, by an amount that depends on the task."""
-    torch.manual_seed(0)
-    net = OPIR(
-        tasks=["none", "low_light"],
-        width=4,
-        encoder_blocks=[1],
-        middle_blocks=1,
-        decoder_blocks=[1],
-        features=4,
-        code_crop=16,
-    )
-    with torch.no_grad():
-        net.task_parameters[0].affine.weight[:, 1, -3:] = torch.tensor([[0.1], [0.2]])
+    net = small_network(["none", "low_light"], brighter=[0.1, 0.2])
     return Restorer(net, device="cpu")
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from small_networks import small_network
 
 from opir_lightning.checkpoints import save_weights
-from opir_lightning.models import OPIR
 from opir_lightning.restore import main
 from opir_lightning.restorer import Restorer
 
@@ -20,18 +20,7 @@ from opir_lightning.restorer import Restorer
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """A network whose result is everywhere visibly brighter than its input, by an amount that depends on the task."""
-    torch.manual_seed(0)
-    net = OPIR(
-        tasks=["none", "noise"],
-        width=4,
-        encoder_blocks=[1],
-        middle_blocks=1,
-        decoder_blocks=[1],
-        features=4,
-        code_crop=16,
-    )
-    with torch.no_grad():  # the offsets of stage 1, one per task; stage 2 starts as an identity
-        net.task_parameters[0].affine.weight[:, 1, -3:] = torch.tensor([[0.1], [0.2]])
+    net = small_network(["none", "noise"], brighter=[0.1, 0.2])
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_weights(path, net)
     return str(path)

@@ -27,17 +27,20 @@ def compiled(tmp_path_factory, *options: str) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+LARGEST = "K 7 shared, 32 features"
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     return compiled(tmp_path_factory)
 
 
-def assert_no_spills(report: dict, but: str = "") -> None:
+def assert_no_spills(report: dict, leaving: str = "") -> None:
     for row in report["rows"]:
-        print(row)
-        assert row["spills"] == row["stack"] == 0 or row["case"] == but, row
-        assert row["spills"] <= 16, row
-        assert 0 < row["registers"] <= 255
+        if row["case"] != leaving:
+            print(row)
+            assert row["spills"] == row["stack"] == 0, row
+            assert 0 < row["registers"] <= 255
 
 
 def test_importing_the_operators_does_not_import_triton(report):
@@ -56,7 +59,17 @@ def test_the_default_operators_kernels_keep_half_of_the_threads_busy(report):
     assert max(row["registers"] for row in rows) <= 128
 
 
+@pytest.fixture(scope="module")
+def more(tmp_path_factory) -> dict:
+    return compiled(tmp_path_factory, "--more")
+
+
 @pytest.mark.slow
-def test_more_settings_of_the_fused_kernels_compile_without_spills(tmp_path_factory):
-    # The largest one takes all 255 registers for one of its gradients, and ten more.
-    assert_no_spills(compiled(tmp_path_factory, "--more"), but="K 7 shared, 32 features")
+def test_more_settings_of_the_fused_kernels_compile_without_spills(more):
+    assert_no_spills(more, leaving=LARGEST)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="the gradient of its weights takes all 255 registers and spills ten words")
+def test_the_largest_fused_kernels_compile_without_spills(more):
+    assert_no_spills({"rows": [row for row in more["rows"] if row["case"] == LARGEST]})
