@@ -47,6 +47,7 @@ class TrainConfig:
     run_dir: str = MISSING
     threads: int | None = None  # of torch on the CPU; null leaves torch's choice
     compile: bool = False  # the predictor, for the training: pays on a GPU and in a long run
+    cuda_graph: bool = False  # forward and backward pass recorded and replayed: where the host is slower than the GPU
     degradations: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = MISSING
     data: dict[str, Any] = MISSING
@@ -143,7 +144,7 @@ def register_schemas() -> None:
 
 # Overrides that say where, how watched, or how often a training runs, not what is trained.
 _NOT_A_SETTING = re.compile(
-    r"(experiment|seed|threads|compile|run_dir|resume|on_full_disk|name|group|tags|trainer"
+    r"(experiment|seed|threads|compile|cuda_graph|run_dir|resume|on_full_disk|name|group|tags|trainer"
     r"|data\.(root|workers|packs|degrade_on|stalled_after|stop_stalled_after)"
     r"|trainer\.(accelerator|devices|log_every_n_steps|enable_\w+)|(logger|hydra|callbacks\.(?!ema)).*)"
 )

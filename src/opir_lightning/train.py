@@ -119,7 +119,7 @@ def assemble(
     from opir_lightning.checkpoints import start_from
     from opir_lightning.provenance import git_state, provenance
     from opir_lightning.training import RestorationModule
-    from opir_lightning.training.callbacks import CompiledPredictor
+    from opir_lightning.training.callbacks import CompiledPredictor, GraphedStep
     from opir_lightning.training.checkpointing import CheckpointFiles
 
     if plain["task_code"] not in ("blind", "label"):
@@ -151,6 +151,8 @@ def assemble(
     named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
     if plain["compile"]:
         named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
+    if plain["cuda_graph"]:
+        named.append(GraphedStep())
     callbacks = [*named, *callbacks]
     # Where all of them are left out, Lightning would write checkpoints as it likes.
     writes = {} if any(isinstance(c, ModelCheckpoint) for c in callbacks) else {"enable_checkpointing": False}

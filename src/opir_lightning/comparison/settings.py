@@ -18,7 +18,7 @@ Flat = dict[str, Any]
 
 # What does not change what is learnt or scored: where things go, how they are shown, how fast they come.
 _IGNORED = re.compile(
-    r"_wandb|run_dir|seed|resume|on_full_disk|tags|group|threads|compile|device|tile|checkpoint"
+    r"_wandb|run_dir|seed|resume|on_full_disk|tags|group|threads|compile|cuda_graph|device|tile|checkpoint"
     r"|(logger|hydra|search|provenance|git)(\..*)?"
     r"|data\.(seed|workers|packs|degrade_on|stalled_after|stop_stalled_after)"
     r"|callbacks\.finite\.(folder|keep)"

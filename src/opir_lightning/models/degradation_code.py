@@ -34,6 +34,11 @@ class Standardise(nn.Module):
         self._complete = False  # to read the count, the host would wait for a GPU in every step
         self.register_load_state_dict_post_hook(_count_anew)
 
+    @property
+    def complete(self) -> bool:
+        """Whether a training pass has found that mean and deviation stay as they are."""
+        return self._complete
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self._complete:
             self._complete = bool(self.count >= self.samples)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from opir_lightning.losses import RestorationLoss
+from opir_lightning.losses import LossTerms, RestorationLoss
 from opir_lightning.metrics import published_crop, score
 from opir_lightning.models import OPIR
 from opir_lightning.types import Batch, Code, Restoration
@@ -101,14 +101,20 @@ class RestorationModule(LightningModule):
         restored: Restoration = self.net(batch.degraded, code)
         return restored
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def batch_loss(self, batch: Batch) -> LossTerms:
+        """Loss of a training batch; among the terms the ``loss`` itself and ``task_accuracy``, the share named rightly.
+
+        A function of the batch's tensors and the weights alone, without a branch on their values: it can be recorded.
+        """
         restored = self.restore_batch(batch)
         total, terms = self.loss(restored, batch.clean, batch.task)
         named = restored.task_logits.argmax(1) == batch.task
-        values = {"train/loss": total.detach(), **{f"train/{name}": value for name, value in terms.items()}}
-        values["train/task_accuracy"] = named.float().mean()
-        values = self._over_processes(values)
-        self.trained = Trained(values["train/loss"], {"loss": total.detach(), **terms})
+        return LossTerms(total, {"loss": total.detach(), **terms, "task_accuracy": named.float().mean()})
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        total, terms = self.batch_loss(batch)
+        values = self._over_processes({f"train/{name}": value for name, value in terms.items()})
+        self.trained = Trained(values["train/loss"], {n: v for n, v in terms.items() if n != "task_accuracy"})
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=len(batch.task))
         self.log_dict(values, batch_size=len(batch.task))
         return total
