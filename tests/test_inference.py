@@ -152,11 +152,13 @@ def test_wrong_tiles_and_tensors_are_errors(model, picture):
             restore_tiled(model, wrong, tile=None)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 @pytest.mark.parametrize("weights", ["opir_tiny", "opir_small"])
-def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights):
+def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights, device):
     """With the overlap of 96 pixels that is used, which is less than the receptive field."""
-    restorer = Restorer.from_pretrained(weights, device="cpu")
+    restorer = Restorer.from_pretrained(weights, device=device)
     photographs = sorted((Path(opir_lightning.__file__).parent / "data" / "demo" / "heldout").glob("*.jpg"))
     for path, damage in zip(photographs[:3], ("dark", "noisy", "hazy"), strict=True):
         pixels = np.array(Image.open(path).convert("RGB"))[:640, :900].astype(np.float32) / 255

@@ -1,11 +1,12 @@
 """Training on a CUDA device: crops a second, their share of its peak, and what the loader can deliver.
 
-python experiments/five_task/gpu_step.py CASE... [key=value ...] [--compile CASE...] [--loader WORKERS]
+python experiments/five_task/gpu_step.py [CASE...] [key=value ...] [--compile CASE...] [--graph CASE...] [--loader N]
 
 A case is VARIANT:BATCH. A step of the recipe (forward under bfloat16, losses, backward, clipping, AdamW) is taken on
 one batch of crops, over and over. The peak is that of a product of two 8192x8192 matrices in bfloat16, measured in the
 same run; the operations of a step are three times those of a restoration. Host time is what issuing a step takes: where
-it is as long as the step, a faster device would change nothing.
+it is as long as the step, a faster device would change nothing. ``--graph`` compiles the predictor and records the pass
+through network and losses, as ``compile=true cuda_graph=true`` do in a training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ limit_spinning()  # as the commands do; read when torch is imported
 import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.autograd import DeviceType  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from opir_lightning.complexity import count  # noqa: E402
@@ -33,6 +36,7 @@ from opir_lightning.config import check_keys, config_dir, register_schemas  # no
 from opir_lightning.data.samples import degrade_pending  # noqa: E402
 from opir_lightning.models.predictor import OperatorPredictor  # noqa: E402
 from opir_lightning.provenance import provenance  # noqa: E402
+from opir_lightning.training.callbacks.graphed import record  # noqa: E402
 from opir_lightning.training.module import parameter_groups  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -69,7 +73,9 @@ def peak() -> float:
     return 2 * SIDE**3 / (timed(lambda: a @ b)[0] / 1e3)
 
 
-def measure(variant: str, batch: int, overrides: list[str], highest: float, *, compiled: bool) -> dict[str, Any]:
+def measure(
+    variant: str, batch: int, overrides: list[str], highest: float, *, compiled: bool, graphed: bool
+) -> dict[str, Any]:
     """One row: time of a step, crops a second, share of the peak, memory, and the operations that took most."""
     torch.manual_seed(0)
     plain = configured(variant, batch, overrides)
@@ -88,11 +94,25 @@ def measure(variant: str, batch: int, overrides: list[str], highest: float, *, c
     degrading = timed(lambda: degrade_pending(pending, degradations, data.crop), steps=5)
     made = degrade_pending(pending, degradations, data.crop)
 
-    def step() -> None:
+    def losses(degraded: Tensor, clean: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            total = loss(net(made.degraded), made.clean, made.task).total
+            total, terms = loss(net(degraded), clean, task)
+        return total, torch.stack([*terms.values()])
+
+    crops, parameters = (made.degraded, made.clean, made.task), list(net.parameters())
+    losses(*crops)  # after the second pass the statistics of the code are known to be complete
+    net.code_estimator.norm.samples = 0
+    losses(*crops)
+    recording = record(losses, crops, parameters) if graphed else None
+
+    def step() -> None:
         optimizer.zero_grad()
-        total.backward()
+        if recording is None:
+            losses(*crops)[0].backward()
+        else:
+            recording.replay()
+            for parameter, gradient in zip(parameters, recording.gradients, strict=True):
+                parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(net.parameters(), plain["trainer"]["gradient_clip_val"])
         optimizer.step()
 
@@ -106,7 +126,9 @@ def measure(variant: str, batch: int, overrides: list[str], highest: float, *, c
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as prof:
         step()
         torch.cuda.synchronize()
-    events = [e for e in prof.key_averages() if e.self_device_time_total > 0]
+    # Kernels and copies alone: an operator that launched them has their time a second time.
+    events = [e for e in prof.key_averages() if e.self_device_time_total > 0 and e.device_type == DeviceType.CUDA]
+    events = [e for e in events if not e.is_user_annotation]
     spent = sum(e.self_device_time_total for e in events)
     kernels = sorted(events, key=lambda e: -e.self_device_time_total)[:12]
     rate = batch / device * 1e3
@@ -115,6 +137,7 @@ def measure(variant: str, batch: int, overrides: list[str], highest: float, *, c
         "batch": batch,
         "crop": plain["data"]["crop"],
         "compiled": compiled,
+        "graphed": graphed,
         "first_step_s": round(first, 1),
         "step_ms": round(device, 2),
         "host_ms": round(host, 2),
@@ -150,8 +173,9 @@ def loader_rates(workers: int, overrides: list[str], seconds: float = 6.0) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", metavar="CASE|key=value")
+    parser.add_argument("what", nargs="*", metavar="CASE|key=value")
     parser.add_argument("--compile", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("--graph", nargs="*", default=[], metavar="CASE")
     parser.add_argument("--loader", type=int, metavar="WORKERS")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "gpu_step.json")
     arguments = parser.parse_args()
@@ -159,7 +183,8 @@ def main() -> None:
         parser.error("there is no CUDA device")
     register_schemas()
     overrides = [word for word in arguments.what if "=" in word]
-    cases = [(word, False) for word in arguments.what if "=" not in word] + [(w, True) for w in arguments.compile]
+    cases = [(word, False, False) for word in arguments.what if "=" not in word]
+    cases += [(word, True, False) for word in arguments.compile] + [(word, True, True) for word in arguments.graph]
     highest = peak()
     record: dict[str, Any] = {
         "meta": {**provenance(), "device": torch.cuda.get_device_name()},
@@ -167,9 +192,9 @@ def main() -> None:
         "steps": [],
     }
     print(f"{record['meta']['device']}: matrix product {highest / 1e12:.0f} TFLOP/s")
-    for case, compiled in cases:
+    for case, compiled, graphed in cases:
         variant, _, batch = case.partition(":")
-        row = measure(variant, int(batch), overrides, highest, compiled=compiled)
+        row = measure(variant, int(batch), overrides, highest, compiled=compiled, graphed=graphed)
         record["steps"].append(row)
         print({key: value for key, value in row.items() if key != "kernels"}, flush=True)
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")
