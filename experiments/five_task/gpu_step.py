@@ -36,7 +36,7 @@ from opir_lightning.config import check_keys, config_dir, register_schemas  # no
 from opir_lightning.data.samples import degrade_pending  # noqa: E402
 from opir_lightning.models.predictor import OperatorPredictor  # noqa: E402
 from opir_lightning.provenance import provenance  # noqa: E402
-from opir_lightning.training.callbacks.graphed import record  # noqa: E402
+from opir_lightning.training.callbacks.graphed import record, replay  # noqa: E402
 from opir_lightning.training.module import parameter_groups  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -107,12 +107,8 @@ def measure(
 
     def step() -> None:
         optimizer.zero_grad()
-        if recording is None:
-            losses(*crops)[0].backward()
-        else:
-            recording.replay()
-            for parameter, gradient in zip(parameters, recording.gradients, strict=True):
-                parameter.grad = gradient
+        total, _ = losses(*crops) if recording is None else replay(recording, parameters)
+        total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), plain["trainer"]["gradient_clip_val"])
         optimizer.step()
 

@@ -101,12 +101,23 @@ class GraphedStep(Callback):
             return RestorationModule.batch_loss(module, batch)
         for place, value in zip(recording.inputs, batch[:-1], strict=True):
             place.copy_(value)
-        total, values = _Replayed.apply(recording, *_learned(module))
+        total, values = replay(recording, _learned(module))
         return LossTerms(total, dict(zip(self._names, values.unbind(), strict=True)))
 
 
 def _learned(module: RestorationModule) -> list[Tensor]:
     return [parameter for parameter in module.net.parameters() if parameter.requires_grad]
+
+
+def replay(recording: Recording, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss and values for what lies in the recording's inputs; the loss can be differentiated by the parameters.
+
+    Args:
+        recording: of these parameters.
+        parameters: in the order of the recording.
+    """
+    total, values = _Replayed.apply(recording, *parameters)
+    return total, values
 
 
 class _Replayed(torch.autograd.Function):
