@@ -13,6 +13,8 @@ from opir_lightning.training.callbacks.graphed import GraphedStep, Recording
 
 STEPS = ["trainer.max_steps=6", "trainer.limit_val_batches=0", "callbacks.best=null", "data.epoch_samples=12"]
 
+RECORD = graphed.record
+
 
 def fitted(run_dir, *overrides: str):
     """Weights, last losses by name, and the module of a run that starts with complete statistics."""
@@ -27,7 +29,7 @@ def fitted(run_dir, *overrides: str):
 
 def recompute(step, batch, parameters):
     """A recording for a device that has no graphs: as there, all results lie where they did, with new values."""
-    inputs, recomputed = [value.clone() for value in batch], []
+    inputs = [value.clone() for value in batch]
 
     @torch.enable_grad()
     def run():
@@ -37,7 +39,6 @@ def recompute(step, batch, parameters):
     total, values, gradients = run()
 
     def replay():
-        recomputed.append(None)
         again = run()
         total.copy_(again[0])
         values.copy_(again[1])
@@ -89,7 +90,9 @@ def test_without_a_cuda_device_it_is_refused(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_replayed_on_a_gpu_it_learns_the_same(tmp_path, precision):
+def test_replayed_on_a_gpu_it_learns_the_same(tmp_path, monkeypatch, precision):
+    recordings = []
+    monkeypatch.setattr(graphed, "record", lambda *given: recordings.append(RECORD(*given)) or recordings[-1])
     more = [
         "trainer=gpu",
         f"trainer.precision={precision}",
@@ -98,6 +101,7 @@ def test_replayed_on_a_gpu_it_learns_the_same(tmp_path, precision):
     ]
     expected, losses, _ = fitted(tmp_path / "a", *more)
     found, again, _ = fitted(tmp_path / "b", *more, "cuda_graph=true")
+    assert len(recordings) == 1
     rounding = 1e-4 if precision == "32-true" else 2e-2
     assert again == pytest.approx(losses, rel=rounding, abs=rounding)
     assert (found - expected).norm() < rounding * expected.norm()
