@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,10 +25,12 @@ from opir_lightning.data.samples import (
     collate,
     degrade_pending,
 )
-from opir_lightning.data.sources import Item, Source
+from opir_lightning.data.sources import CleanFolder, Item, Source
 from opir_lightning.data.store import ImageStore, PackedStore, default_pack_folder
 from opir_lightning.data.watched_loader import WatchedLoader
 from opir_lightning.data.workers import begin_worker
+from opir_lightning.degradations import Jpeg
+from opir_lightning.degradations.base import Range
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.types import Batch
 
@@ -53,6 +56,11 @@ class RestorationData(LightningDataModule):
         label_share: share of the training samples for which the given label may replace the estimated code.
         heard_alone: share of the training samples whose code is estimated from one crop of them alone; see `Mixture`.
         jitter: share by which brightness, contrast and saturation of clean training pictures vary; see `Mixture`.
+        grey_share: share of the clean training pictures whose colours are taken away; see `Mixture`.
+        resize_share, resize: share of the clean training pictures that are resized, and to how many times their size;
+            see `Mixture`.
+        jpeg_share, jpeg: share of the degraded training pictures that go through a file, and the range of its quality;
+            see `Jpeg`. Pairs from files stay as they are.
         curriculum: how severities and weights begin; None: as configured from the first sample.
         degrade_on: ``workers``: the loader's processes make finished pairs; ``device``: they hand out bytes and draws,
             and a batch is degraded where it is trained on; ``auto``: the device if it is not the CPU. The samples
@@ -86,6 +94,11 @@ class RestorationData(LightningDataModule):
         label_share: float = 0.3,
         heard_alone: float = 0.0,
         jitter: float = 0.2,
+        grey_share: float = 0.0,
+        resize_share: float = 0.0,
+        resize: Range = 1.0,
+        jpeg_share: float = 0.0,
+        jpeg: Range = (70.0, 98.0),
         curriculum: Curriculum | None = None,
         degrade_on: Literal["auto", "workers", "device"] = "auto",
         packs: str = "auto",
@@ -100,6 +113,7 @@ class RestorationData(LightningDataModule):
             if seconds is not None and seconds <= 0:
                 raise UserError(f"data.{name} is {seconds:g}; it must be more than 0 seconds, or null.")
         shares = {"label_share": label_share, "heard_alone": heard_alone, "broken_share": broken_share}
+        shares |= {"grey_share": grey_share, "resize_share": resize_share, "jpeg_share": jpeg_share}
         for name, share in (*shares.items(), ("jitter", jitter)):
             if not 0 <= share <= 1:
                 raise UserError(f"data.{name} is {share:g}; it is a share and must be in [0, 1].")
@@ -110,7 +124,8 @@ class RestorationData(LightningDataModule):
         self.crop, self.batch_size, self.epoch_samples = crop, batch_size, epoch_samples
         self.workers = (os.cpu_count() or 1) // 2 if workers is None else workers
         self.seed, self.label_share, self.heard_alone = seed, label_share, heard_alone
-        self.jitter, self.broken_share = jitter, broken_share
+        self.jitter, self.grey_share, self.broken_share = jitter, grey_share, broken_share
+        self.resize_share, self.resize, self.jpeg_share, self.jpeg = resize_share, resize, jpeg_share, jpeg
         self.curriculum, self.degrade_on = curriculum, degrade_on
         if packs == "memory" or (packs == "auto" and root is None):
             self.store = ImageStore()
@@ -138,7 +153,7 @@ class RestorationData(LightningDataModule):
         self.found = {name: len(items) for name, (_, items) in train.items()}
         log.info("Training on %s.", ", ".join(f"{name} ({count})" for name, count in self.found.items()))
         self.mixture = Mixture(
-            train,
+            {name: (self._filed(source), items) for name, (source, items) in train.items()},
             tasks=self.tasks,
             store=self.store,
             crop=self.crop,
@@ -146,6 +161,9 @@ class RestorationData(LightningDataModule):
             label_share=self.label_share,
             heard_alone=self.heard_alone,
             jitter=self.jitter,
+            grey_share=self.grey_share,
+            resize=self.resize,
+            resize_share=self.resize_share,
             curriculum=self.curriculum,
             pending=True,
         )
@@ -263,6 +281,12 @@ class RestorationData(LightningDataModule):
         if absent and self.root is not None:
             log.info("Not found under %s, left out: %s.", self.root, ", ".join(absent))
         return found
+
+    def _filed(self, source: Source) -> Source:
+        """The source with a share of its degraded pictures going through a file."""
+        if not self.jpeg_share or not isinstance(source, CleanFolder):
+            return source
+        return replace(source, degradation=Jpeg(source.degradation, share=self.jpeg_share, quality=self.jpeg))
 
     def _validation(self) -> dict[str, tuple[Source, list[Item]]]:
         """The validation sets; where a root has none, the embedded held-out photographs with the same degradations."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from albumentations.augmentations.geometric import functional as geometric
@@ -16,9 +17,9 @@ from opir_lightning.data.curriculum import Curriculum
 from opir_lightning.data.images import to_tensor
 from opir_lightning.data.pair_pixels import read_pair
 from opir_lightning.data.samples import ALL_HEARD, CleanSample, PairSample, Sample, centre
-from opir_lightning.data.sources import Item, Source
+from opir_lightning.data.sources import CleanFolder, Item, Source
 from opir_lightning.data.store import ImageStore
-from opir_lightning.degradations.base import Batched
+from opir_lightning.degradations.base import Batched, Range, as_interval, log_between
 from opir_lightning.errors import UserError
 
 TURNS = {"d4": d4_group_elements, "flip": ("e", "h"), "none": ("e",)}
@@ -53,6 +54,11 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
             code that is not theirs, as the parts of a large picture do: a sky that of the dark below it.
         jitter: brightness, contrast and saturation of a clean picture vary by up to this share before it is degraded.
             A few photographs are all alike in this; without it, any pale picture soon counts as hazy.
+        grey_share: share of the clean pictures whose colours are taken away before they are degraded.
+        resize: range of the size that the crops of clean pictures are cut from, relative to the picture's own, in equal
+            ratios. The pixels of a large photograph are softer, and hold less, than those of a small one.
+        resize_share: share of the samples that are resized; the others are cut from the picture as it is, as are those
+            with a depth map.
         curriculum: how severities and weights begin; None: as configured from the first sample.
         pending: hand out samples for `CollatePending`: pairs from files as bytes, a quarter of what there is to send.
         degrade_here: if not, and ``pending``, clean crops are handed out with what is drawn for them wherever the
@@ -73,6 +79,9 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         label_share: float,
         heard_alone: float = 0.0,
         jitter: float = 0.0,
+        grey_share: float = 0.0,
+        resize: Range = 1.0,
+        resize_share: float = 0.0,
         curriculum: Curriculum | None = None,
         pending: bool = False,
         degrade_here: bool = True,
@@ -82,7 +91,8 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         self.cumulative = np.cumsum(self.weights / self.weights.sum())
         self.labels = [list(tasks).index(source.task) for source, _ in self.sources]
         self.store, self.crop, self.seed = store, crop, seed
-        self.label_share, self.heard_alone = label_share, heard_alone
+        self.label_share, self.heard_alone, self.grey_share = label_share, heard_alone, grey_share
+        self.resize, self.resize_share = as_interval("resize", resize, low=0.1, high=10.0), resize_share
         self.curriculum, self.pending, self.degrade_here = curriculum, pending, degrade_here
         self._check_curriculum()
         around = (1 - jitter, 1 + jitter)
@@ -99,7 +109,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         index = self._source(number, random.random())
         source, items = self.sources[index]
         item = items[int(random.integers(len(items)))]
-        crops = self._crops(source, item, random)
+        crops = self._crops(source, item, random, number)
         about = (self.labels[index], bool(random.random() < self.label_share), self._heard(number), item.name)
         if "degraded" in crops and self.pending:
             return PairSample(crops["degraded"], crops["image"], *about)
@@ -146,7 +156,7 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         low, high = getattr(source.degradation, "severity", (0.0, 1.0))
         return low + (high - low) * self.curriculum.severity(number, drawn)
 
-    def _crops(self, source: Source, item: Item, random: np.random.Generator) -> dict[str, np.ndarray]:
+    def _crops(self, source: Source, item: Item, random: np.random.Generator, number: int) -> dict[str, np.ndarray]:
         """A random window with the source's margin around it, augmented; a small picture is mirrored at its border.
 
         Returns:
@@ -158,13 +168,24 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
         there = {name: pixels for name, pixels in planes.items() if pixels is not None}
         side = self.crop + 2 * source.margin
         height, width = clean.shape[:2]
-        top, left = random.integers(max(height - side, 0) + 1), random.integers(max(width - side, 0) + 1)
-        there = {name: _window(pixels, top, left, side) for name, pixels in there.items()}
+        # Drawn apart, as who is heard: a run with this off has the samples that it had without it.
+        apart = np.random.default_rng(np.random.SeedSequence([self.seed, number, 2]))
+        cut = side
+        if isinstance(source, CleanFolder) and depth is None and apart.random() < self.resize_share:
+            low, high = self.resize if source.enlarged else (min(end, 1.0) for end in self.resize)
+            cut = _cut(side, log_between((low, high), apart.random()), shortest=min(height, width))
+        top, left = random.integers(max(height - cut, 0) + 1), random.integers(max(width - cut, 0) + 1)
+        there = {name: _window(pixels, top, left, cut) for name, pixels in there.items()}
+        if cut != side:
+            how = cv2.INTER_AREA if cut > side else cv2.INTER_CUBIC
+            there["image"] = cv2.resize(there["image"], (side, side), interpolation=how)
         turn = TURNS[source.augmentation][int(random.integers(len(TURNS[source.augmentation])))]
         there = {name: geometric.d4(pixels, turn) for name, pixels in there.items()}
         if degraded is None and self.tone is not None:
             self.tone.set_random_seed(int(random.integers(2**31)))
             there["image"] = self.tone(image=there["image"])["image"]
+        if degraded is None and apart.random() < self.grey_share:
+            there["image"] = np.repeat(cv2.cvtColor(there["image"], cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
         return there
 
     def _check_curriculum(self) -> None:
@@ -177,6 +198,12 @@ class Mixture(Dataset[Sample | PairSample | CleanSample]):
             )
         if not any(w * self.curriculum.factor(n, 0) > 0 for w, n in zip(self.weights, self.names, strict=True)):
             raise UserError("The curriculum begins with no source at all: all its weights are 0.")
+
+
+def _cut(side: int, size: float, *, shortest: int) -> int:
+    """Side of the square that, resized to ``side``, shows the picture at ``size`` times its own; it never leaves a
+    picture with the shortest side ``shortest`` that the square of ``side`` does not leave."""
+    return min(max(round(side / size), 1), max(shortest, side))
 
 
 def _window(pixels: np.ndarray, top: int, left: int, side: int) -> np.ndarray:

@@ -93,6 +93,8 @@ class CleanFolder:
         folders: folders of clean pictures below the data root; those that exist are used.
         weight: share in the mixture, relative to the other sources.
         augmentation: ``d4`` turns and flips the clean picture before it is degraded, so rain still falls.
+        enlarged: whether training crops may be cut from an enlarged picture, where the mixture resizes them. The
+            undamaged ones should not: to the eye they are blurred.
         depths: folders of depth maps, one for each of ``folders`` or none at all; a map has its picture's name and
             size (``.png``, ``.tif``, ``.npy``). Pictures without one get a plausible depth from the degradation.
         disparity: the maps are disparities (near is large), as stereo and most depth networks give them.
@@ -103,6 +105,7 @@ class CleanFolder:
     folders: Sequence[str]
     weight: float = 1.0
     augmentation: Augmentation = "d4"
+    enlarged: bool = True
     depths: Sequence[str] = ()
     disparity: bool = False
     margin: int = field(init=False)

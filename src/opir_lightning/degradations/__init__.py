@@ -10,6 +10,7 @@ from opir_lightning.degradations.camera_noise import Camera, add_camera_noise
 from opir_lightning.degradations.colour import linear_to_srgb, srgb_to_linear
 from opir_lightning.degradations.compose import Compose, Identity
 from opir_lightning.degradations.haze import Haze, apply_haze, random_depth
+from opir_lightning.degradations.jpeg import Jpeg, compress
 from opir_lightning.degradations.low_light import Backlight, Lamp, LowLight, underexpose
 from opir_lightning.degradations.noise import Noise, add_gaussian_noise, add_shot_noise, benchmark_noise, sensor_noise
 from opir_lightning.degradations.rain import Rain, Streaks, add_rain, draw_streaks
@@ -23,6 +24,7 @@ __all__ = [
     "Degradation",
     "Haze",
     "Identity",
+    "Jpeg",
     "Lamp",
     "LowLight",
     "Noise",
@@ -35,6 +37,7 @@ __all__ = [
     "apply_haze",
     "benchmark_noise",
     "blur",
+    "compress",
     "draw_streaks",
     "linear_to_srgb",
     "random_depth",
