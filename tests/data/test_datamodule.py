@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from opir_lightning.data.datamodule import RestorationData
 from opir_lightning.data.sources import EMBEDDED, CleanFolder, PairedFolder
@@ -93,6 +94,25 @@ def test_a_folder_of_pairs_without_its_partner_folder_is_named(root):
         data(root, pairs).prepare_sets()
 
 
+def test_a_share_of_the_training_goes_through_files_and_neither_pairs_nor_the_validation(root):
+    shutil.copytree(root / "photos", root / "noisy")
+    both = {**NOISE, "pairs": PairedFolder(task="noise", degraded="noisy", clean="photos")}
+    plain, filed = (data(root, both, jpeg_share=share, jpeg=[40, 40]) for share in (0.0, 1.0))
+    for each in (plain, filed):
+        each.prepare_sets()
+        each.mixture.pending = False
+    noise, pairs = 0, 0
+    for number in range(20):
+        one, other = plain.mixture[number], filed.mixture[number]
+        assert torch.equal(one.clean, other.clean)
+        from_files = plain.source_of(number) == "pairs"
+        assert torch.equal(one.degraded, other.degraded) == from_files
+        noise, pairs = noise + (not from_files), pairs + from_files
+    assert noise
+    assert pairs
+    assert torch.equal(plain.val_sets[0][0].degraded, filed.val_sets[0][0].degraded)
+
+
 def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
     few = data(root, epoch_samples=7, batch_size=8)
     few.prepare_sets()
@@ -101,6 +121,8 @@ def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
     enough = data(root, epoch_samples=8, batch_size=8, workers=0)
     enough.prepare_sets()
     assert len(enough.train_dataloader()) == 1
-    for name, share in (("label_share", 30), ("heard_alone", -0.1), ("jitter", 1.5), ("broken_share", float("nan"))):
+    wrong = {"label_share": 30, "heard_alone": -0.1, "jitter": 1.5, "broken_share": float("nan")}
+    wrong |= {"grey_share": 2, "resize_share": -1, "jpeg_share": 1.2}
+    for name, share in wrong.items():
         with pytest.raises(UserError, match=rf"data\.{name} is {share:g}; it is a share and must be in \[0, 1\]"):
             data(root, **{name: share})

@@ -333,6 +333,54 @@ def test_jitter_varies_clean_pictures_before_they_are_degraded_and_never_pairs(p
         torch.testing.assert_close(sample.degraded, 1 - sample.clean)
 
 
+def test_some_clean_pictures_lose_their_colours_and_the_others_stay_what_they_were(pairs):
+    def crops(source, items, **settings):
+        mixture = Mixture(
+            {"s": (source, items)}, tasks=TASKS, store=ImageStore(), crop=16, seed=0, label_share=0, **settings
+        )
+        return [mixture[n] for n in range(60)]
+
+    source, items = embedded("noise", Noise(5, severity=1.0))
+    plain, varied = crops(source, items, jitter=0.2), crops(source, items, jitter=0.2, grey_share=0.3)
+    grey = [bool((sample.clean == sample.clean[:1]).all()) for sample in varied]
+    assert 10 <= sum(grey) <= 26
+    for one, other, is_grey in zip(plain, varied, grey, strict=True):
+        assert is_grey or same(one, other)
+        assert not is_grey or not torch.equal(other.degraded[0], other.degraded[1])  # the noise keeps its colours
+    source, items = paired(), paired().items(pairs, embedded="train")
+    assert all(same(a, b) for a, b in zip(crops(source, items), crops(source, items, grey_share=1.0), strict=True))
+
+
+def test_crops_are_cut_from_the_picture_at_another_size(tmp_path):
+    """On a picture whose red rises by 2 a column and whose green by 2 a row, the slopes of a crop tell its size."""
+    rows, columns = np.mgrid[:100, :120]
+    Image.fromarray(np.stack([2 * columns, 2 * rows, rows * 0], 2).astype(np.uint8)).save(tmp_path / "a.png")
+
+    def sizes(enlarged=True, **settings):
+        source = CleanFolder("none", Identity(), ["."], augmentation="none", enlarged=enlarged)
+        sources = {"none": (source, source.items(tmp_path, embedded="train"))}
+        mixture = Mixture(sources, tasks=TASKS, store=ImageStore(), crop=32, seed=3, label_share=0, **settings)
+        found = []
+        for n in range(80):
+            clean = mixture[n].clean * 255
+            across, down = (clean[0, :, 28] - clean[0, :, 4]).mean() / 24, (clean[1, 28] - clean[1, 4]).mean() / 24
+            assert across == pytest.approx(float(down), rel=0.06)
+            assert clean[2].max() == 0
+            found.append(2 / float(across))
+        return np.array(found)
+
+    assert sizes() == pytest.approx(np.ones(80), rel=0.01)
+    half = sizes(resize=[0.5, 2.0], resize_share=0.5)
+    assert (np.abs(half - 1) < 0.01).mean() == pytest.approx(0.5, abs=0.15)
+    every = np.log2(sizes(resize=[0.5, 2.0], resize_share=1.0))
+    assert np.histogram(every, bins=4, range=(-1.1, 1.1))[0] == pytest.approx(20, abs=9)  # in equal ratios
+    kept = sizes(enlarged=False, resize=[0.5, 2.0], resize_share=1.0)
+    assert 0.48 < kept.min() < kept.max() < 1.02
+    assert kept.std() > 0.1
+    # The picture has no more than 100 rows: at a tenth of its size it would not fill a crop.
+    assert sizes(resize=0.1, resize_share=1.0) == pytest.approx(np.full(80, 0.32), rel=0.02)
+
+
 def test_pairs_functions_and_batched_degradations_share_a_pending_batch(pairs):
     """A batch of all three kinds, finished on the device, is the one that the workers would have made."""
 

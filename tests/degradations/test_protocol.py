@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opir_lightning.degradations import Blur, Compose, Haze, Identity, LowLight, Noise, Rain
+from opir_lightning.degradations import Blur, Compose, Haze, Identity, Jpeg, LowLight, Noise, Rain
 from opir_lightning.errors import UserError
 
 SHAKE = {"motion_share": 0.0, "defocus_share": 0.0, "gaussian_share": 0.0}
@@ -49,7 +49,8 @@ DAMAGING = {
     "compose": Compose([Haze(), Blur(), Noise()]),
     "some": Compose([Blur(), LowLight()], shares=[0.5, 0.8]),
 }
-ALL = {**DAMAGING, "identity": Identity(), "trace": Identity([0.0, 2.0])}
+FILED = {"jpeg": Jpeg(Noise()), "some_jpeg": Jpeg(Blur(), share=0.5)}  # a file is one at severity 0 as well
+ALL = {**DAMAGING, **FILED, "identity": Identity(), "trace": Identity([0.0, 2.0])}
 SEVERE = [name for name in DAMAGING if name != "some"]  # it may leave out every step
 
 
@@ -106,7 +107,7 @@ def test_unquantised_result_has_steps_in_between_and_the_file_rounds_them(kind, 
     assert float(result.max()) <= 255.0001
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in FILED])
 def test_severity_zero_changes_nothing_that_anybody_sees(name, photo):
     for seed in range(4):
         result = ALL[name](photo, generator=seeded(seed), severity=0.0)
@@ -240,6 +241,9 @@ def test_wrong_severity_is_refused(name, severity, photo):
         (LowLight, {"exposure": [1.0, 0.0]}, "exposure"),
         (Identity, {"sigma_255": 10}, "sigma_255"),
         (Compose, {"steps": []}, "at least one"),
+        (Jpeg, {"degradation": Identity(), "quality": [0, 90]}, "quality"),
+        (Jpeg, {"degradation": Identity(), "share": 2}, "share"),
+        (Jpeg, {"degradation": {"sigma_255": 5}}, r"sigma_255.*needs a degradation"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_name(kind, settings, said):
