@@ -1,16 +1,17 @@
 """Does the estimated code name the damage, and what would a given label gain?
 
-python experiments/five_task/task_code.py WEIGHTS data.root=DIR [-o FILE]
+python experiments/five_task/task_code.py WEIGHTS data.root=DIR [--jpeg QUALITY] [-o FILE]
 
 Every validation photograph (the embedded held-out ones without data.root) is damaged by each task at several
 severities, and its centre restored twice: blind, and told the task. A sample counts as named rightly if the likeliest
-task is its own.
+task is its own. With --jpeg every damaged photograph goes through a file of that quality first.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from opir_lightning.checkpoints import load_model
 from opir_lightning.config import check_keys, config_dir, register_schemas
 from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.degradations import Jpeg
 from opir_lightning.metrics import score
 from opir_lightning.models import OPIR
 from opir_lightning.provenance import provenance
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
     parser.add_argument("overrides", nargs="*", help="data.root=DIR")
+    parser.add_argument("--jpeg", type=int, metavar="QUALITY")
     parser.add_argument("-o", "--output", type=Path, default=HERE / "task_code.json")
     arguments = parser.parse_args()
     model, _ = load_model(arguments.weights)
@@ -67,10 +70,13 @@ def main() -> None:
     data.prepare_sets()
     rows: dict[str, Any] = {}
     for whole in tqdm(data.val_sets, desc="sets"):
+        source = whole.source
+        if arguments.jpeg is not None:
+            source = replace(source, degradation=Jpeg(source.degradation, quality=arguments.jpeg))
         for severity in SEVERITIES if whole.name != "undamaged" else (0.0,):
             one = EvaluationSet(
                 whole.name,
-                whole.source,
+                source,
                 whole.items,
                 tasks=model.tasks,
                 store=whole.store,
@@ -83,7 +89,7 @@ def main() -> None:
         psnr = "  ".join(f"{kind} {value:.2f}" for kind, value in row["psnr"].items())
         print(f"{name:16} {row['right']:4.0%}  {psnr}  {row['named']}")
     print(f"mean of the rows: {right:.1%}")
-    record = {"meta": provenance(), "weights": arguments.weights, "mean": right, "rows": rows}
+    record = {"meta": provenance(), "weights": arguments.weights, "jpeg": arguments.jpeg, "mean": right, "rows": rows}
     arguments.output.write_text(json.dumps(record, indent=1).replace("Infinity", "null") + "\n")
 
 
