@@ -110,7 +110,8 @@ def list_sets(role: Role, sources: Mapping[str, Source], root: Path) -> tuple[li
         for place in places:
             folder = place[0] or name
             if place in found:
-                found[place].tasks.append(source.task)
+                if source.task not in found[place].tasks:
+                    found[place].tasks.append(source.task)
             elif folder not in absent:
                 listing = _list_set(role, name, source, place[0], root)
                 if listing is None:
