@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from opir_lightning.degradations import Haze, apply_haze, random_depth
-from opir_lightning.degradations.haze import Scene
+from opir_lightning.degradations.haze import Glow, Scene, glow_map
 from opir_lightning.errors import UserError
 
 
@@ -174,3 +174,30 @@ def test_tint_is_mostly_between_blue_and_yellow():
     colours = np.array([Haze(airlight=0.8).draw(8, 8, generator=seeded(i)).air for i in range(60)]) - 0.8
     assert np.corrcoef(colours[:, 0], colours[:, 2])[0, 1] < -0.8
     assert np.abs(colours[:, 1]).mean() < 0.5 * np.abs(colours[:, 0]).mean()
+
+
+def test_air_against_the_light_is_brightest_at_the_sun_and_fades_away_from_it():
+    glow = Glow(row=0.25, column=1.0, radius=0.5, loss=0.4)
+    air = glow_map(40, 80, glow)
+    assert float(air[10, -1]) == pytest.approx(1.0, abs=1e-3)
+    assert float(air[10, -21]) == pytest.approx(1 - 0.4 * (1 - math.exp(-0.5)), abs=0.01)  # a radius to the left
+    assert float(air[10, 0]) == pytest.approx(0.6, abs=0.01)
+    draw = Haze(airlight=0.8, tint=0.0).draw(40, 80, generator=seeded(), severity=1.0)
+    dense = Haze(airlight=0.8, quantise=False).apply(torch.zeros(1, 3, 40, 80), [draw._replace(beta=1e3, glow=glow)])
+    assert torch.allclose(dense[0], (0.8 * air).expand(3, -1, -1), atol=1e-5)
+
+
+def test_with_the_light_everything_is_as_without_glow(photo):
+    plain, glowing = Haze(), Haze(glow_share=0.5, glow_loss=[0.2, 0.3])
+    pairs = [[haze.draw(40, 60, generator=seeded(i)) for haze in (plain, glowing)] for i in range(80)]
+    glows = [after.glow for _, after in pairs]
+    assert all(before.glow is None and before[:2] == after[:2] for before, after in pairs)
+    assert 25 < sum(glow is not None for glow in glows) < 55
+    assert all(0.2 <= glow.loss <= 0.3 for glow in glows if glow is not None)
+    # In a batch each picture has its own light, and one without is what it is alone.
+    number = glows.index(None)
+    other = next(i for i, glow in enumerate(glows) if glow is not None)
+    draws = [glowing.draw(*photo.shape[1:], generator=seeded(i)) for i in (number, other)]
+    both = glowing.apply(torch.stack([photo, photo]), draws)
+    assert torch.equal(both[0], plain(photo, generator=seeded(number)))
+    assert torch.equal(both[1], glowing(photo, generator=seeded(other)))

@@ -228,6 +228,7 @@ def test_wrong_severity_is_refused(name, severity, photo):
         (Rain, {"veil_share": 1.2}, "veil_share"),
         (Haze, {"beta": -1}, "beta"),
         (Haze, {"airlight": [0.7, 255]}, "airlight"),
+        (Haze, {"glow_share": 2}, "glow_share"),
         (Blur, {"size": [0, 9]}, "size"),
         (Blur, {"motion_share": 0.6, "defocus_share": 0.6}, "add up"),
         (Blur, {"measured_share": 0.1}, "kernels"),

@@ -16,6 +16,7 @@ from opir_lightning.degradations.base import (
     Range,
     as_interval,
     as_severity,
+    as_share,
     between,
     finish,
     numpy_generator,
@@ -50,16 +51,33 @@ class Scene(NamedTuple):
     knots: np.ndarray
 
 
+class Glow(NamedTuple):
+    """Air that is brightest around the sun, in the picture or beside it.
+
+    Attributes:
+        row, column: place of the sun, as parts of the height and the width; outside [0, 1] it is beside the picture.
+        radius: at this distance, in units of the shorter side, the air has lost 39 % of what it loses far away.
+        loss: share of its brightness that the air loses far away from the sun.
+    """
+
+    row: float
+    column: float
+    radius: float
+    loss: float
+
+
 class HazeDraw(NamedTuple):
     """What is drawn for one picture: optical thickness at depth 1, RGB of the air, and the depth or how to make it up.
 
-    ``depth`` is ``(H, W)`` float32 with a mean of 1, ``None`` to make it up from the scene.
+    ``depth`` is ``(H, W)`` float32 with a mean of 1, ``None`` to make it up from the scene; ``glow`` is ``None`` where
+    the air is the same everywhere.
     """
 
     beta: float
     air: tuple[float, float, float]
     scene: Scene
     depth: Tensor | None
+    glow: Glow | None
 
 
 def apply_haze(clean: Tensor, depth: Tensor, *, beta: Tensor | float, airlight: Tensor | float) -> Tensor:
@@ -72,7 +90,8 @@ def apply_haze(clean: Tensor, depth: Tensor, *, beta: Tensor | float, airlight: 
         depth: ``(..., H, W)``, at least 0, in the unit that 1 / beta is in (metres; or the typical distance of the
             scene).
         beta: scattering coefficient, at least 0; a number or ``(...)``. RESIDE indoor: 0.6 to 1.8; outdoor 0.04 to 0.2.
-        airlight: A in [0, 1], a number or ``(..., 3)``. RESIDE: 0.7 to 1 indoors, 0.8 to 1 outdoors.
+        airlight: A in [0, 1], a number, ``(..., 3)``, or ``(..., 3, H, W)`` where it differs over the picture. RESIDE:
+            0.7 to 1 indoors, 0.8 to 1 outdoors.
 
     Returns:
         ``(..., 3, H, W)``, in [0, 1] where the clean picture is.
@@ -86,8 +105,10 @@ def apply_haze(clean: Tensor, depth: Tensor, *, beta: Tensor | float, airlight: 
         raise ValueError(f"depth of shape {tuple(depth.shape)} for a picture of shape {tuple(clean.shape)}")
     beta = torch.as_tensor(beta, dtype=clean.dtype, device=clean.device)
     air = torch.as_tensor(airlight, dtype=clean.dtype, device=clean.device)
+    if 0 < air.ndim < clean.ndim:
+        air = air[..., None, None]
     transmission = torch.exp(-beta[..., None, None] * depth)[..., None, :, :]
-    return clean * transmission + (air[..., None, None] if air.ndim else air) * (1 - transmission)
+    return clean * transmission + air * (1 - transmission)
 
 
 def random_depth(clean: Tensor, scenes: Sequence[Scene]) -> Tensor:
@@ -150,6 +171,20 @@ def random_depth(clean: Tensor, scenes: Sequence[Scene]) -> Tensor:
     return torch.exp(gain * grey[:, 0] + level + sky * _step(clean.amax(1), 0.5, 0.65))
 
 
+def glow_map(height: int, width: int, glow: Glow) -> Tensor:
+    r"""How bright the air is, relative to that at the sun: ``(H, W)`` float32.
+
+    .. math:: 1 - l (1 - e^{-d^2 / 2 r^2})
+
+    with the distance d from the sun, the radius r and the loss l.
+    """
+    short = min(height, width)
+    down = (torch.arange(height) + 0.5 - glow.row * height) / short
+    right = (torch.arange(width) + 0.5 - glow.column * width) / short
+    near = torch.exp(-0.5 * (down.square()[:, None] + right.square()) / glow.radius**2)
+    return 1 - glow.loss * (1 - near)
+
+
 def _ramp(scene: Scene) -> tuple[float, float, float, float, float]:
     """Rightward and downward rise of the distance below the horizon, its middle, least distance, and level.
 
@@ -191,6 +226,9 @@ class Haze(Batched):
         horizon: range of its horizon, as a part of the height from the top; negative is above the picture.
         sky: range of the logarithm of how many times farther than the horizon a bright smooth top is put.
         relief: range of the relief of a made-up depth map, logarithmic.
+        glow_share: probability that the air is brightest around the sun, as it is in fog against the light. A model
+            that has only met air of one brightness takes the darker part of such a sky for things behind haze.
+        glow_loss: range of the share of its brightness that such air loses far away from the sun.
         severity: range that an unstated severity is drawn from, uniformly.
         quantise: round to 8 bits.
 
@@ -209,6 +247,8 @@ class Haze(Batched):
         horizon: Range = (-0.5, 0.6),
         sky: Range = (0.0, 1.5),
         relief: Range = (0.0, 0.4),
+        glow_share: float = 0.0,
+        glow_loss: Range = (0.1, 0.45),
         severity: Range = (0.0, 1.0),
         quantise: bool = True,
     ) -> None:
@@ -219,6 +259,8 @@ class Haze(Batched):
         self.horizon = as_interval("horizon", horizon, low=-10.0, high=1.0)
         self.sky = as_interval("sky", sky, low=0.0, high=10.0)
         self.relief = as_interval("relief", relief, low=0.0, high=5.0)
+        self.glow_share = as_share("glow_share", glow_share)
+        self.glow_loss = as_interval("glow_loss", glow_loss, low=0.0, high=1.0)
         self.severity = as_severity(severity)
         self.quantise = quantise
 
@@ -250,7 +292,11 @@ class Haze(Batched):
         )
         if depth is not None:
             depth = _checked_depth(depth, height, width)
-        return HazeDraw(beta, (red, green, blue), scene, depth)
+        glow = None
+        if rng.random() < self.glow_share:  # last, so that all else is as without
+            row, column = rng.uniform(-0.3, 0.6), rng.uniform(-0.3, 1.3)
+            glow = Glow(row, column, radius=rng.uniform(0.3, 1.2), loss=between(self.glow_loss, rng.random()))
+        return HazeDraw(beta, (red, green, blue), scene, depth, glow)
 
     def apply(self, clean: Tensor, draws: Sequence[HazeDraw]) -> Tensor:
         """As :class:`~opir_lightning.degradations.base.Batched`."""
@@ -264,6 +310,11 @@ class Haze(Batched):
                 depth[unknown] = random_depth(clean[unknown], [draws[i].scene for i in unknown])
         beta = torch.tensor([drawn.beta for drawn in draws], device=device)
         air = torch.tensor([drawn.air for drawn in draws], device=device)
+        if any(drawn.glow for drawn in draws):
+            height, width = clean.shape[-2:]
+            ones = torch.ones(height, width)
+            maps = [ones if drawn.glow is None else glow_map(height, width, drawn.glow) for drawn in draws]
+            air = air[..., None, None] * torch.stack(maps)[:, None].to(device)
         return finish(apply_haze(clean, depth, beta=beta, airlight=air), quantise=self.quantise)
 
 
