@@ -1,0 +1,218 @@
+"""Train the estimator of a network's code alone, on far more pictures than a training of everything has time for.
+
+python experiments/five_task/code_estimator.py WEIGHTS BANK data.root=DIR [overrides] -o FILE [--minutes M] [--epochs N]
+
+The estimator is a small part that judges a picture by statistics of its crops. So first, on all cores and for M
+minutes, damaged pictures are made and their statistics gathered in BANK (an existing one is taken as it is), and then
+the estimator goes over them N times. It learns two things: to name the damage, and to say of a picture that went
+through a JPEG file, or of one that is dark by nature, what the given weights say of it without. The rest of the network
+stays as it is.
+
+Overrides are settings of experiment=five_task; data.crop is the side of the pictures that are gathered, of which the
+estimator takes as many crops as it does in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from opir_lightning.checkpoints import load_model, save_weights
+from opir_lightning.config import check_keys, config_dir, register_schemas
+from opir_lightning.data.mixture import Mixture
+from opir_lightning.data.workers import begin_worker
+from opir_lightning.degradations import compress
+from opir_lightning.models.degradation_code import CodeEstimator, native_crops
+from opir_lightning.models.image_statistics import image_statistics
+from opir_lightning.provenance import provenance
+
+FILED_SHARE = 0.6  # of the pictures go through a file
+QUALITY = (60, 98)  # of it; 40 rainy photographs and PolyU, which nothing was trained on, are of quality 75
+DARK_SHARE = 0.35  # of the undamaged, and half as many of the noisy ones, are dark by nature: black things, shade
+DARKEST = 0.08  # of their light, as sRGB values
+HELD_OUT = 20  # every so many-th sample is not trained on but measured
+
+
+class Statistics(NamedTuple):
+    """What the estimator sees of one picture, or of many with a first dimension more.
+
+    Attributes:
+        plain: ``(n, STATISTICS)`` float16, of its crops as damaged.
+        met: the same of the picture as it is met: dark by nature, through a file, or as it is.
+        task: its label.
+    """
+
+    plain: Tensor
+    met: Tensor
+    task: Tensor
+
+
+class Pictures(Dataset[Statistics]):
+    """Statistics of the mixture's samples; they depend on the number alone, as the samples do."""
+
+    def __init__(self, mixture: Mixture, estimator: CodeEstimator, tasks: list[str]) -> None:
+        self.mixture, self.side, self.per_side = mixture, estimator.crop, estimator.crops_per_side
+        self.dark = {tasks.index("none"): DARK_SHARE, tasks.index("noise"): DARK_SHARE / 2}
+
+    def __getitem__(self, number: int) -> Statistics:
+        sample = self.mixture[number]
+        plain = self._statistics(sample.degraded)
+        random = np.random.default_rng(np.random.SeedSequence([self.mixture.seed, number, 4]))
+        met = sample.degraded
+        if random.random() < self.dark.get(sample.task, 0):
+            light = DARKEST ** random.uniform(0.1, 1)
+            met = ((met * light).clamp(0, 1) ** random.uniform(0.9, 1.3) * 255).round() / 255
+        if random.random() < FILED_SHARE:
+            top, left = random.integers(16, size=2).tolist()
+            quality, halved = int(random.integers(QUALITY[0], QUALITY[1] + 1)), bool(random.random() < 0.7)
+            met = compress(met, quality=quality, halved=halved, top=top, left=left)
+        return Statistics(plain, plain if met is sample.degraded else self._statistics(met), torch.tensor(sample.task))
+
+    def _statistics(self, picture: Tensor) -> Tensor:
+        return image_statistics(native_crops(picture[None], self.side, self.per_side)[0]).half()
+
+
+def gather(pictures: Pictures, minutes: float) -> Statistics:
+    """The statistics of as many pictures as can be made in so many minutes."""
+    cv2.setNumThreads(1)
+    loader = DataLoader(
+        pictures,
+        sampler=itertools.count(),  # type: ignore[arg-type]
+        batch_size=32,
+        num_workers=os.cpu_count() or 1,
+        worker_init_fn=begin_worker,
+    )
+    end, gathered = time.monotonic() + 60 * minutes, []
+    with tqdm(total=round(60 * minutes), unit="s", desc="pictures") as bar:
+        for batch in loader:
+            gathered.append(Statistics(*batch))
+            bar.n = round(60 * minutes - max(end - time.monotonic(), 0))
+            bar.set_postfix(pictures=32 * len(gathered))
+            if time.monotonic() > end:
+                break
+    return Statistics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
+
+
+def batches(bank: Statistics, numbers: Tensor, size: int) -> Iterator[Statistics]:
+    """Batches in the order of ``numbers``."""
+    for chosen in numbers.split(size):
+        yield Statistics(bank.plain[chosen].float(), bank.met[chosen].float(), bank.task[chosen])
+
+
+def judge(estimator: CodeEstimator, statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits ``(B, T)`` and severity ``(B, S)`` of pictures by statistics of their crops, ``(B, n, STATISTICS)``."""
+    out = estimator.mlp(estimator.norm(statistics.flatten(0, 1))).unflatten(0, statistics.shape[:2])
+    return out.sum(1)[:, : estimator.tasks], F.softsign(out.mean(1)[:, estimator.tasks :])
+
+
+@torch.no_grad()
+def wanted(estimator: CodeEstimator, bank: Statistics) -> Tensor:
+    """What the estimator says of the severity of all pictures as damaged, ``(N, S)``."""
+    everything = torch.arange(len(bank.task))
+    return torch.cat([judge(estimator, batch.plain)[1] for batch in batches(bank, everything, 1024)])
+
+
+@torch.no_grad()
+def measure(estimator: CodeEstimator, bank: Statistics, severity: Tensor, numbers: Tensor) -> dict[str, float]:
+    """Shares that are named rightly, as damaged and as met, and the root-mean-square error of the severity as met."""
+    right_plain, right_met, square = [], [], []
+    for batch, target in zip(batches(bank, numbers, 1024), severity[numbers].split(1024), strict=True):
+        right_plain.append(judge(estimator, batch.plain)[0].argmax(1) == batch.task)
+        logits, said = judge(estimator, batch.met)
+        right_met.append(logits.argmax(1) == batch.task)
+        square.append((said - target).square().mean(1))
+    return {
+        "plain": torch.cat(right_plain).float().mean().item(),
+        "met": torch.cat(right_met).float().mean().item(),
+        "severity": torch.cat(square).mean().sqrt().item(),
+    }
+
+
+def train(
+    estimator: CodeEstimator,
+    bank: Statistics,
+    *,
+    epochs: int,
+    lr: float = 2e-3,
+    batch_size: int = 512,
+    severity_weight: float = 20.0,
+) -> list[dict[str, float]]:
+    """Train in place; the scores of the pictures that were held out, before and after each epoch."""
+    severity = wanted(estimator, bank)
+    numbers = torch.arange(len(bank.task))
+    held_out, used = numbers[numbers % HELD_OUT == 0], numbers[numbers % HELD_OUT != 0]
+    optimizer = torch.optim.AdamW(estimator.mlp.parameters(), lr=lr, weight_decay=1e-3)
+    steps = epochs * -(-len(used) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    crops = bank.plain.shape[1]
+    counts = [n for n in (1, 2, 4, 9, 16) if n <= crops]
+    scores = [measure(estimator, bank, severity, held_out)]
+    for _ in (bar := tqdm(range(epochs), desc="epochs")):
+        order = used[torch.randperm(len(used))]
+        for batch, chosen in zip(batches(bank, order, batch_size), order.split(batch_size), strict=True):
+            # Small pictures have few crops, and what is said of all of them has to hold for some.
+            heard = torch.randperm(crops)[: counts[int(torch.randint(len(counts), ()))]]
+            loss = torch.zeros(())
+            for statistics in (batch.plain, batch.met):
+                logits, said = judge(estimator, statistics[:, heard])
+                loss = loss + F.cross_entropy(logits, batch.task)
+                loss = loss + severity_weight * (said - severity[chosen]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        scores.append(measure(estimator, bank, severity, held_out))
+        bar.set_postfix({name: f"{value:.4f}" for name, value in scores[-1].items()})
+    return scores
+
+
+def mixture_of(overrides: list[str]) -> Mixture:
+    """The training mixture of five_task, without files, finished sample by sample."""
+    register_schemas()
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=five_task", "run_dir=.", "data.jpeg_share=0", *overrides])
+    data: Any = instantiate(check_keys(config)["data"], _convert_="all")
+    data.prepare_sets()
+    mixture: Mixture = data.mixture
+    mixture.pending = False
+    return mixture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights")
+    parser.add_argument("bank", type=Path)
+    parser.add_argument("overrides", nargs="*", help="data.root=DIR data.crop=256")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model, header = load_model(arguments.weights)
+    estimator = model.code_estimator
+    if not arguments.bank.is_file():
+        bank = gather(Pictures(mixture_of(arguments.overrides), estimator, model.tasks), arguments.minutes)
+        torch.save(bank._asdict(), arguments.bank)
+    bank = Statistics(**torch.load(arguments.bank, weights_only=True))
+    scores = train(estimator, bank, epochs=arguments.epochs)
+    about = {"pictures": len(bank.task), "epochs": arguments.epochs, "before": scores[0], "after": scores[-1]}
+    save_weights(arguments.output, model.eval(), {**header.metadata, "code": about | provenance()})
+
+
+if __name__ == "__main__":
+    main()

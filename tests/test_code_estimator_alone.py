@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from opir_lightning.checkpoints import load_model, read_header
+
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "five_task" / "code_estimator.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("code_estimator", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def pictures(script):
+    model, _ = load_model("opir_tiny")
+    mixture = script.mixture_of(["data.packs=memory", "data.crop=128", "data.resize_share=0"])
+    return script.Pictures(mixture, model.code_estimator, model.tasks)
+
+
+def test_a_picture_is_met_as_it_was_damaged_dark_or_through_a_file(script, pictures):
+    seen = [pictures[number] for number in range(60)]
+    same = [torch.equal(one.plain, one.met) for one in seen]
+    assert 10 < sum(same) < 40  # four in ten have no file
+    again = pictures[7]
+    assert all(torch.equal(a, b) for a, b in zip(again, seen[7], strict=True))
+    assert [int(one.task) for one in seen] == [pictures.mixture[number].task for number in range(60)]
+    # Dark by nature: of the statistics, the first three are the mean colours.
+    none = pictures.mixture.labels[pictures.mixture.names.index("undamaged")]
+    darker = [bool((one.met[:, :3].mean() < 0.8 * one.plain[:, :3].mean())) for one in seen if one.task == none]
+    assert any(darker)
+    assert not all(darker)
+
+
+def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(script, pictures):
+    model, _ = load_model("opir_tiny")
+    parts = [pictures[number] for number in range(80)]
+    bank = script.Statistics(*(torch.stack(part) for part in zip(*parts, strict=True)))
+    estimator = model.code_estimator
+    before = {name: value.clone() for name, value in estimator.state_dict().items()}
+    severity, everything = script.wanted(estimator, bank), torch.arange(80)
+    first = script.measure(estimator, bank, severity, everything)
+    torch.manual_seed(0)
+    scores = script.train(estimator, bank, epochs=60, batch_size=40)
+    last = script.measure(estimator, bank, severity, everything)
+    assert len(scores) == 61
+    assert last["severity"] < 0.85 * first["severity"]
+    assert last["met"] > first["met"]
+    assert all(torch.equal(before[name], value) for name, value in estimator.state_dict().items() if "norm" in name)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_the_rest_of_the_network_alone_and_takes_statistics_that_are_there(tmp_path):
+    bank, weights = tmp_path / "bank.pt", tmp_path / "new.safetensors"
+    command = [sys.executable, SCRIPT, "opir_tiny", bank, "data.crop=128", "data.packs=memory", "-o", weights]
+    for more in (["--minutes", "0.001"], []):
+        subprocess.run([*command, *more, "--epochs", "2"], check=True, capture_output=True, timeout=120)
+        old, new = load_model("opir_tiny")[0].state_dict(), load_model(weights)[0].state_dict()
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert changed
+        assert all(name.startswith("code_estimator.mlp") for name in changed)
+    about = read_header(weights).metadata["code"]
+    assert about["pictures"] == 32
+    assert json.dumps(about["after"])
