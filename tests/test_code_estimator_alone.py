@@ -42,7 +42,7 @@ def test_a_picture_is_met_as_it_was_damaged_dark_or_through_a_file(script, pictu
     assert [int(one.task) for one in seen] == [pictures.mixture[number].task for number in range(60)]
     # Dark by nature: of the statistics, the first three are the mean colours.
     none = pictures.mixture.labels[pictures.mixture.names.index("undamaged")]
-    darker = [bool((one.met[:, :3].mean() < 0.8 * one.plain[:, :3].mean())) for one in seen if one.task == none]
+    darker = [bool(one.met[:, :3].mean() < 0.8 * one.plain[:, :3].mean()) for one in seen if one.task == none]
     assert any(darker)
     assert not all(darker)
 

@@ -92,7 +92,7 @@ def gather(pictures: Pictures, minutes: float) -> Statistics:
     cv2.setNumThreads(1)
     loader = DataLoader(
         pictures,
-        sampler=itertools.count(),  # type: ignore[arg-type]
+        sampler=itertools.count(),
         batch_size=32,
         num_workers=os.cpu_count() or 1,
         worker_init_fn=begin_worker,
