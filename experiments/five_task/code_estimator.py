@@ -1,15 +1,15 @@
 """Train the estimator of a network's code alone, on far more pictures than a training of everything has time for.
 
-python experiments/five_task/code_estimator.py WEIGHTS BANK data.root=DIR [overrides] -o FILE [--minutes M] [--epochs N]
+python experiments/five_task/code_estimator.py gather BANK data.root=DIR [overrides] [--minutes M]
+python experiments/five_task/code_estimator.py train WEIGHTS BANK... -o FILE [--epochs N]
 
-The estimator is a small part that judges a picture by statistics of its crops. So first, on all cores and for M
-minutes, damaged pictures are made and their statistics gathered in BANK (an existing one is taken as it is), and then
-the estimator goes over them N times. It learns two things: to name the damage, and to say of a picture that went
-through a JPEG file, or of one that is dark by nature, what the given weights say of it without. The rest of the network
-stays as it is.
+The estimator is a small part that judges a picture by statistics of its crops. So first, on all cores, damaged pictures
+are made and their statistics gathered, and then the estimator goes over them N times. It learns two things: to name the
+damage, and to say of a picture that went through a JPEG file, or of one that is dark by nature, what the given weights
+say of it without. The rest of the network stays as it is.
 
-Overrides are settings of experiment=five_task; data.crop is the side of the pictures that are gathered, of which the
-estimator takes as many crops as it does in use.
+Overrides are settings of experiment=five_task; data.crop is the side of the pictures that are gathered, of which as
+many crops are taken as in use: 256 makes sixteen.
 """
 
 from __future__ import annotations
@@ -63,10 +63,16 @@ class Statistics(NamedTuple):
 
 
 class Pictures(Dataset[Statistics]):
-    """Statistics of the mixture's samples; they depend on the number alone, as the samples do."""
+    """Statistics of the mixture's samples; they depend on the number alone, as the samples do.
 
-    def __init__(self, mixture: Mixture, estimator: CodeEstimator, tasks: list[str]) -> None:
-        self.mixture, self.side, self.per_side = mixture, estimator.crop, estimator.crops_per_side
+    Args:
+        mixture: hands out finished samples.
+        tasks: its classes.
+        side, per_side: of the crops, as `native_crops` takes them.
+    """
+
+    def __init__(self, mixture: Mixture, tasks: list[str], *, side: int, per_side: int) -> None:
+        self.mixture, self.side, self.per_side = mixture, side, per_side
         self.dark = {tasks.index("none"): DARK_SHARE, tasks.index("noise"): DARK_SHARE / 2}
 
     def __getitem__(self, number: int) -> Statistics:
@@ -181,35 +187,47 @@ def train(
     return scores
 
 
-def mixture_of(overrides: list[str]) -> Mixture:
-    """The training mixture of five_task, without files, finished sample by sample."""
+def pictures_of(overrides: list[str]) -> Pictures:
+    """The training mixture of five_task, without files."""
     register_schemas()
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         config = compose("train", ["experiment=five_task", "run_dir=.", "data.jpeg_share=0", *overrides])
-    data: Any = instantiate(check_keys(config)["data"], _convert_="all")
+    checked = check_keys(config)
+    data: Any = instantiate(checked["data"], _convert_="all")
     data.prepare_sets()
     mixture: Mixture = data.mixture
     mixture.pending = False
-    return mixture
+    estimator = instantiate(checked["model"], _convert_="all").code_estimator
+    return Pictures(mixture, data.tasks, side=estimator.crop, per_side=estimator.crops_per_side)
+
+
+def read(banks: list[Path]) -> Statistics:
+    """All of them as one, in an order that leaves out every so many-th of each."""
+    parts = [Statistics(**torch.load(path, weights_only=True)) for path in banks]
+    whole = Statistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return Statistics(*(part[torch.randperm(len(part), generator=torch.Generator().manual_seed(0))] for part in whole))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("bank", type=Path)
-    parser.add_argument("overrides", nargs="*", help="data.root=DIR data.crop=256")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--epochs", type=int, default=20)
+    commands = parser.add_subparsers(dest="command", required=True)
+    gathering = commands.add_parser("gather")
+    gathering.add_argument("bank", type=Path)
+    gathering.add_argument("overrides", nargs="*", help="data.root=DIR data.crop=256")
+    gathering.add_argument("--minutes", type=float, default=30)
+    training = commands.add_parser("train")
+    training.add_argument("weights")
+    training.add_argument("banks", nargs="+", type=Path)
+    training.add_argument("-o", "--output", type=Path, required=True)
+    training.add_argument("--epochs", type=int, default=16)
     arguments = parser.parse_args()
+    if arguments.command == "gather":
+        torch.save(gather(pictures_of(arguments.overrides), arguments.minutes)._asdict(), arguments.bank)
+        return
     torch.manual_seed(0)
     model, header = load_model(arguments.weights)
-    estimator = model.code_estimator
-    if not arguments.bank.is_file():
-        bank = gather(Pictures(mixture_of(arguments.overrides), estimator, model.tasks), arguments.minutes)
-        torch.save(bank._asdict(), arguments.bank)
-    bank = Statistics(**torch.load(arguments.bank, weights_only=True))
-    scores = train(estimator, bank, epochs=arguments.epochs)
+    bank = read(arguments.banks)
+    scores = train(model.code_estimator, bank, epochs=arguments.epochs)
     about = {"pictures": len(bank.task), "epochs": arguments.epochs, "before": scores[0], "after": scores[-1]}
     save_weights(arguments.output, model.eval(), {**header.metadata, "code": about | provenance()})
 
