@@ -4,7 +4,8 @@ python experiments/five_task/task_code.py WEIGHTS data.root=DIR [--jpeg QUALITY]
 
 Every validation photograph (the embedded held-out ones without data.root) is damaged by each task at several
 severities, and its centre restored twice: blind, and told the task. A sample counts as named rightly if the likeliest
-task is its own. With --jpeg every damaged photograph goes through a file of that quality first.
+task is its own. With --jpeg every damaged photograph goes through a file of that quality first, and is restored a third
+time: told the task, with the severity that was estimated before the file.
 """
 
 from __future__ import annotations
@@ -33,24 +34,33 @@ SEVERITIES = (0.3, 0.5, 0.7, 1.0)
 CENTRE = 256
 
 
-def measure(model: OPIR, evaluation_set: EvaluationSet) -> dict[str, Any]:
-    """Share that is named rightly, the other names, and the mean PSNR of input, blind and told."""
+def measure(model: OPIR, met: EvaluationSet, before: EvaluationSet | None = None) -> dict[str, Any]:
+    """Share that is named rightly, the other names, and the mean PSNR of input, blind and told.
+
+    Args:
+        model: in evaluation mode.
+        met: the pictures.
+        before: the same ones before they went through a file; they give the code of one more restoration.
+    """
     named: dict[str, int] = {}
-    scores = []
-    for index in range(len(evaluation_set)):
-        sample = evaluation_set[index]
-        degraded, clean = sample.degraded[None], sample.clean[None]
+    scores: dict[str, list[float]] = {}
+    for index in range(len(met)):
+        sample = met[index]
+        degraded, clean, task = sample.degraded[None], sample.clean[None], torch.tensor([sample.task])
         with torch.inference_mode():
-            blind, told = model(degraded), model(degraded, task=torch.tensor([sample.task]))
+            blind = model(degraded)
+            pictures = {"input": degraded, "blind": blind.refined, "told": model(degraded, task=task).refined}
+            if before is not None:
+                code = model.estimate_code(before[index].degraded[None], task)
+                pictures["told, severity of before"] = model(degraded, code).refined
         name = model.tasks[int(blind.task_logits.argmax())]
         named[name] = named.get(name, 0) + 1
-        pictures = (degraded, blind.refined, told.refined)
-        scores.append([float(score(picture, clean, profile="published")["psnr"]) for picture in pictures])
-    before, blind_psnr, told_psnr = (round(value, 2) for value in torch.tensor(scores).mean(0).tolist())
+        for kind, picture in pictures.items():
+            scores.setdefault(kind, []).append(float(score(picture, clean, profile="published")["psnr"]))
     return {
-        "right": named.get(model.tasks[evaluation_set.label], 0) / len(scores),
+        "right": named.get(model.tasks[met.label], 0) / len(met),
         "named": named,
-        "psnr": {"input": before, "blind": blind_psnr, "told": told_psnr},
+        "psnr": {kind: round(sum(values) / len(values), 2) for kind, values in scores.items()},
     }
 
 
@@ -70,20 +80,24 @@ def main() -> None:
     data.prepare_sets()
     rows: dict[str, Any] = {}
     for whole in tqdm(data.val_sets, desc="sets"):
-        source = whole.source
+        sources = [whole.source]
         if arguments.jpeg is not None:
-            source = replace(source, degradation=Jpeg(source.degradation, quality=arguments.jpeg))
+            filed = Jpeg(whole.source.degradation, quality=arguments.jpeg)
+            sources.insert(0, replace(whole.source, degradation=filed))
         for severity in SEVERITIES if whole.name != "undamaged" else (0.0,):
-            one = EvaluationSet(
-                whole.name,
-                source,
-                whole.items,
-                tasks=model.tasks,
-                store=whole.store,
-                severity=(severity, severity),
-                centre=CENTRE,
-            )
-            rows[f"{whole.name} {severity:g}"] = measure(model, one)
+            sets = [
+                EvaluationSet(
+                    whole.name,
+                    source,
+                    whole.items,
+                    tasks=model.tasks,
+                    store=whole.store,
+                    severity=(severity, severity),
+                    centre=CENTRE,
+                )
+                for source in sources
+            ]
+            rows[f"{whole.name} {severity:g}"] = measure(model, *sets)
     right = sum(row["right"] for row in rows.values()) / len(rows)
     for name, row in rows.items():
         psnr = "  ".join(f"{kind} {value:.2f}" for kind, value in row["psnr"].items())
