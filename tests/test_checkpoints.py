@@ -102,12 +102,15 @@ def test_a_network_starts_from_the_weights_of_another(model, tmp_path):
     assert net.settings["padding"] == "zeros"
 
 
-def test_one_stage_starts_two_of_which_the_second_does_nothing_yet(model, tmp_path):
+@pytest.mark.parametrize("older", [False, True])
+def test_one_stage_starts_two_of_which_the_second_does_nothing_yet(older, model, tmp_path):
     torch.manual_seed(1)
     one = OPIR.from_settings({**SETTINGS, "stages": 1})
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.add_(0.1 * torch.rand(parameter.shape))
+    if older:  # a file from before there was this setting; it is not taken for one that has to grow
+        del one.settings["code_width"]
     save_weights(tmp_path / "one.safetensors", one)
     two = OPIR.from_settings(SETTINGS)
     start_from(two, tmp_path / "one.safetensors")

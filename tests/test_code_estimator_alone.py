@@ -54,7 +54,7 @@ def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(sc
     severity, everything = script.wanted(estimator, bank), torch.arange(80)
     first = script.measure(estimator, bank, severity, everything)
     torch.manual_seed(0)
-    scores = script.train(estimator, bank, epochs=60, batch_size=40)
+    scores = script.train(estimator, bank, severity, epochs=60, harm=[1.0] * 6, batch_size=40)
     last = script.measure(estimator, bank, severity, everything)
     assert len(scores) == 61
     assert last["severity"] < 0.85 * first["severity"]
@@ -68,9 +68,10 @@ def test_the_command_leaves_the_rest_of_the_network_alone(tmp_path):
     for number, bank in enumerate(banks):
         settings = ["data.crop=128", "data.packs=memory", f"seed={number}", "--minutes", "0.001"]
         subprocess.run([sys.executable, SCRIPT, "gather", bank, *settings], check=True, capture_output=True)
-    command = [sys.executable, SCRIPT, "train", "opir_tiny", *banks, "-o", weights, "--epochs", "2"]
+    command = [sys.executable, SCRIPT, "train", "opir_tiny", *banks, "-o", weights, "--epochs", "2", "--width", "100"]
     subprocess.run(command, check=True, capture_output=True)
     old, new = load_model("opir_tiny")[0].state_dict(), load_model(weights)[0].state_dict()
+    assert new["code_estimator.mlp.0.weight"].shape[0] == 100
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.startswith("code_estimator.mlp") for name in changed)

@@ -9,6 +9,7 @@ read too: ``model_settings`` and, under ``state_dict``, the averaged weights (th
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ FORMAT = "opir-lightning/1"
 LARGEST_HEADER = 8 * 2**20  # opir_base needs about 50 KB; a larger header is refused before it is parsed
 
 _NET_PREFIX = "net."
+_SETTINGS = inspect.signature(OPIR).parameters
 _WEIGHTS_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "opir_small"  # the best that are packaged
 CHECKSUMS = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
@@ -195,7 +197,9 @@ def start_from(net: OPIR, path_or_name: Path | str) -> Header:
     path = find_weights(path_or_name)
     header, tensors = _read(path, tensors=True)
     own = net.state_dict()
-    if any(net.settings[name] != header.settings.get(name) for name in GROWING):
+    # A file from before a setting there was has the network that its default builds.
+    given = {name: header.settings.get(name, setting.default) for name, setting in _SETTINGS.items()}
+    if any(net.settings[name] != given[name] for name in GROWING):
         small, _ = load_model(path)
         try:
             grow(small, net)

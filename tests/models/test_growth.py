@@ -38,6 +38,7 @@ def trained_looking(net: OPIR) -> OPIR:
     [
         {"width": 16},
         {"width": 24, "features": 6},
+        {"code_width": 130},
         {"encoder_blocks": [2, 1], "decoder_blocks": [1, 3], "middle_blocks": 3},
         {"width": 16, "encoder_blocks": [2, 2, 1], "middle_blocks": 1, "decoder_blocks": [2, 2, 1], "features": 6},
     ],
@@ -75,6 +76,7 @@ def test_the_copies_of_a_channel_learn_different_things():
         ({"middle_blocks": 1}, "middle_blocks is 2 there"),
         ({"encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 0]}, "middle_blocks is 2 there"),
         ({"features": 2}, "features is 4 there and 2 here"),
+        ({"code_width": 95}, "code_width is 96 there and 95 here"),
         ({"width": 16, "kernel_size": 5}, "kernel_size is 3 there and 5 here"),
         ({"width": 16, "tasks": ["none", "noise", "haze"]}, "tasks is"),
     ],

@@ -108,7 +108,7 @@ def test_a_given_label_replaces_the_estimate_and_minus_one_does_not():
 
 def test_what_the_crops_of_a_picture_say_adds_up():
     """Four equal quarters are four witnesses that say the same: four times the logits, the severity of one."""
-    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4).eval()
+    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4, hidden=96).eval()
     quarter = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         one, four = estimator(quarter), estimator(quarter.repeat(1, 1, 2, 2))
@@ -119,7 +119,7 @@ def test_what_the_crops_of_a_picture_say_adds_up():
 
 def test_one_crop_alone_may_be_heard():
     torch.manual_seed(0)
-    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4).eval()
+    estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4, hidden=96).eval()
     images = torch.cat([picture(64, 64, seed) for seed in range(4)])
     heard = torch.tensor([-1.0, 0.0, 0.6, 1.0])  # all; the first, the third and the last of four
     code = estimator(images, None, heard)

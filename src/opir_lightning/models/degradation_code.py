@@ -83,7 +83,7 @@ class CodeEstimator(nn.Module):
         hidden: width of the two hidden layers.
     """
 
-    def __init__(self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int = 96) -> None:
+    def __init__(self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int) -> None:
         super().__init__()
         self.tasks, self.crop, self.crops_per_side = tasks, crop, crops_per_side
         self.outputs = tasks + severity_size

@@ -2,7 +2,8 @@
 
 Channels are repeated, and what reads them divides their weights among the copies, unevenly, or the copies would stay
 the same for ever; layer normalisation over repeated channels gives what it gave. New blocks start as the identity, as
-in a new network, and new levels behind an upsampling of zeros.
+in a new network, and new levels behind an upsampling of zeros. New hidden numbers of the code's estimator are not read
+yet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from opir_lightning.models.blocks import GatedBlock
 from opir_lightning.models.opir import OPIR
 from opir_lightning.models.predictor import OperatorPredictor
 
-GROWING = ("width", "encoder_blocks", "middle_blocks", "decoder_blocks", "features")
+GROWING = ("width", "encoder_blocks", "middle_blocks", "decoder_blocks", "features", "code_width")
 FREE = ("code_crop", "code_crops", "padding", "backend", "fused", "detach_between_stages")  # no weight depends on them
 UNEVEN = 0.3  # deviation of a copy's share of a weight, relative to an even share
 
@@ -31,7 +32,8 @@ def grow(small: OPIR, large: OPIR, *, seed: int = 0) -> None:
 
     Args:
         small: trained.
-        large: new; its width is a multiple of the small one's, and nowhere has it fewer blocks, levels or features.
+        large: new; its width is a multiple of the small one's, and nowhere has it fewer blocks, levels, features or
+            hidden numbers of the code's estimator.
             Where it has more levels, the first new one takes the small one's middle blocks. Other settings are equal.
         seed: of the uneven shares.
 
@@ -44,9 +46,12 @@ def grow(small: OPIR, large: OPIR, *, seed: int = 0) -> None:
     pairs = list(zip(small.stages, large.stages, strict=True))
     plans = [_Plan(old.predictor, new.predictor) for old, new in pairs]
     own, given = large.state_dict(), small.state_dict()
+    for name in ("features", "code_width"):
+        if large.settings[name] < small.settings[name]:
+            raise UserError(
+                f"{name} is {small.settings[name]} there and {large.settings[name]} here; it cannot shrink."
+            )
     features = small.settings["features"]
-    if large.settings["features"] < features:
-        raise UserError(f"features is {features} there and {large.settings['features']} here; it cannot shrink.")
     large.load_state_dict(
         {
             name: _more_features(name, given[name], value, features)
@@ -61,9 +66,14 @@ def grow(small: OPIR, large: OPIR, *, seed: int = 0) -> None:
 
 
 def _more_features(name: str, given: Tensor, own: Tensor, features: int) -> Tensor:
-    """What stands behind the predictor: as given; new features are not read yet."""
+    """What stands beside the predictor: as given; new features and hidden numbers are not read yet."""
     if given.shape == own.shape:
         return given
+    if name.startswith("code_estimator.mlp."):
+        wider = own.clone()
+        wider[: len(given)] = 0  # what was there does not read what is new
+        wider[tuple(slice(size) for size in given.shape)] = given
+        return wider
     if name.endswith("projection.weight"):
         wider = torch.zeros_like(own)
         wider[:, :features] = given

@@ -64,6 +64,7 @@ class OPIR(nn.Module):
         code_crop: side in pixels of the crops the code is estimated from; at most that of the training crops. Half of
             it shows the training how the evidence of several crops adds up.
         code_crops: at most this many crops along each side of the picture.
+        code_width: of the two hidden layers that the code is estimated by.
         padding: what the operator sees beyond the border.
         backend: of the operator convolution.
         fused: predict the taps where they are applied, without storing them; otherwise in separate steps.
@@ -94,6 +95,7 @@ class OPIR(nn.Module):
         uncertainty: Uncertainty = "learned",
         code_crop: int = 64,
         code_crops: int = 4,
+        code_width: int = 96,
         padding: Padding = "reflect",
         backend: Backend = "auto",
         fused: bool = True,
@@ -116,7 +118,11 @@ class OPIR(nn.Module):
         self.detach_between_stages = detach_between_stages
 
         self.code_estimator = CodeEstimator(
-            tasks=len(tasks), severity_size=severity_size, crop=code_crop, crops_per_side=code_crops
+            tasks=len(tasks),
+            severity_size=severity_size,
+            crop=code_crop,
+            crops_per_side=code_crops,
+            hidden=code_width,
         )
         aware = task_parameters == "after"
         task_aware = [

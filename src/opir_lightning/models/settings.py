@@ -75,6 +75,7 @@ def check_ranges(settings: Mapping[str, Any]) -> None:
         ("severity_size", settings["severity_size"] >= 1, "at least 1"),
         ("code_crop", settings["code_crop"] >= 16, "at least 16 pixels"),
         ("code_crops", settings["code_crops"] >= 1, "at least 1"),
+        ("code_width", settings["code_width"] >= 1, "at least 1"),
         *(
             (name, settings[name] in get_args(kind), "one of " + ", ".join(get_args(kind)))
             for name, kind in (
