@@ -48,8 +48,8 @@ FILED_SHARE = 0.6  # of the pictures go through a file
 QUALITY = (60, 98)  # of it; 40 rainy photographs and PolyU, which nothing was trained on, are of quality 75
 DARK_SHARE = 0.35  # of the undamaged, and half as many of the noisy ones, are dark by nature: black things, shade
 DARKEST = 0.08  # of their light, as sRGB values
-# Of a wrong name, in units of the others': a dim photograph that is lit up, or a pale one that is cleared, is spoilt.
-HARM = {"none": 5.0, "noise": 3.0}
+HARM = {"none": 2.0, "noise": 1.5}  # of a wrong name, in units of the others': a good photograph is spoilt
+HARM_DARK = 3.0  # times that where it is dark by nature: lit up, it is spoilt most
 AVERAGED = 0.995  # as the weights of a training are: each step counts that much less than the next
 
 
@@ -65,6 +65,11 @@ class Statistics(NamedTuple):
     plain: Tensor
     met: Tensor
     task: Tensor
+
+    def dark(self) -> Tensor:
+        """Whether it is met darker than it was, for many: ``(N,)`` bool."""
+        plain, met = (statistics[..., :3].float().mean((1, 2)) for statistics in (self.plain, self.met))
+        return met < 0.9 * plain  # the first three are the mean colours
 
 
 class Pictures(Dataset[Statistics]):
@@ -162,7 +167,7 @@ def train(
     *,
     epochs: int,
     harm: Sequence[float],
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     batch_size: int = 512,
     severity_weight: float = 300.0,
 ) -> Iterator[CodeEstimator]:
@@ -181,8 +186,9 @@ def train(
     Yields:
         After each epoch the estimator with averaged weights, always the same object.
     """
+    weights = torch.tensor(harm)
     learning, averaged = deepcopy(estimator), deepcopy(estimator)
-    optimizer = torch.optim.AdamW(learning.mlp.parameters(), lr=lr, weight_decay=3e-2)
+    optimizer = torch.optim.AdamW(learning.mlp.parameters(), lr=lr, weight_decay=1e-3)
     steps = epochs * -(-len(bank.task) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     crops = bank.plain.shape[1]
@@ -192,10 +198,11 @@ def train(
         for batch, chosen in zip(batches(bank, order, batch_size), order.split(batch_size), strict=True):
             # Small pictures have few crops, and what is said of all of them has to hold for some.
             heard = torch.randperm(crops)[: counts[int(torch.randint(len(counts), ()))]]
-            loss = torch.zeros(())
+            loss, dark = torch.zeros(()), batch.dark().float()
             for statistics in (batch.plain, batch.met):
                 logits, said = judge(learning, statistics[:, heard])
-                loss = loss + F.cross_entropy(logits, batch.task, weight=torch.tensor(harm))
+                harmed = weights[batch.task] * (1 + (HARM_DARK - 1) * (dark if statistics is batch.met else 0))
+                loss = loss + (harmed * F.cross_entropy(logits, batch.task, reduction="none")).sum() / harmed.sum()
                 loss = loss + severity_weight * (said - severity[chosen]).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -239,7 +246,7 @@ def main() -> None:
     fitting.add_argument("banks", nargs="+", type=Path)
     fitting.add_argument("-o", "--output", type=Path, required=True)
     fitting.add_argument("--check", type=Path, required=True, help="a bank of other photographs")
-    fitting.add_argument("--epochs", type=int, default=4)
+    fitting.add_argument("--epochs", type=int, default=14)
     fitting.add_argument("--width", type=int, help="of the hidden layers, if it is to be more than it was")
     arguments = parser.parse_args()
     if arguments.command == "gather":
