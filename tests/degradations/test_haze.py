@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from opir_lightning.degradations import Haze, apply_haze, random_depth
-from opir_lightning.degradations.haze import Glow, Scene, glow_map
+from opir_lightning.degradations.haze import Glow, glow_map
+from opir_lightning.degradations.made_up_depth import Scene
 from opir_lightning.errors import UserError
 
 

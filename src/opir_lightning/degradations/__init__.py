@@ -9,9 +9,10 @@ from opir_lightning.degradations.blur import Blur, blur
 from opir_lightning.degradations.camera_noise import Camera, add_camera_noise
 from opir_lightning.degradations.colour import linear_to_srgb, srgb_to_linear
 from opir_lightning.degradations.compose import Compose, Identity
-from opir_lightning.degradations.haze import Haze, apply_haze, random_depth
+from opir_lightning.degradations.haze import Haze, apply_haze
 from opir_lightning.degradations.jpeg import Jpeg, compress
 from opir_lightning.degradations.low_light import Backlight, Lamp, LowLight, underexpose
+from opir_lightning.degradations.made_up_depth import random_depth
 from opir_lightning.degradations.noise import Noise, add_gaussian_noise, add_shot_noise, benchmark_noise, sensor_noise
 from opir_lightning.degradations.rain import Rain, Streaks, add_rain, draw_streaks
 
