@@ -57,7 +57,7 @@ def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(sc
     epochs = list(script.train(estimator, bank, severity, epochs=300, harm=[1.0] * 6, batch_size=40))
     last = script.measure(epochs[-1], bank, severity)
     assert len(epochs) == 300
-    assert last["severity"] < 0.85 * first["severity"]
+    assert last["severity"] < 0.6 * first["severity"]
     assert last["met"] > first["met"]
     assert all(torch.equal(before[name], value) for name, value in estimator.state_dict().items())
     assert all(torch.equal(before[name], value) for name, value in epochs[-1].state_dict().items() if "norm" in name)
