@@ -17,7 +17,9 @@ help:            ## show the targets
 
 # What is installed has the version of the lock, and what comes from the package index one of the hashes there. A CPU build
 # of torch in one's own folder of wheels has none: it goes first, and then nothing else is asked for.
-INSTALL = $(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) --constraint requirements.lock --build-constraint requirements.lock
+# Compiled at once: otherwise the first run of the tests does it, and takes a tenth longer.
+INSTALL = $(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) --constraint requirements.lock \
+    --build-constraint requirements.lock
 WHAT   ?= --editable ".[dev]"
 TORCH  := $(shell sed -nE 's/^(torch==[0-9.]+).*/\1/p' requirements.lock)
 
