@@ -44,6 +44,7 @@ from opir_lightning.models.growth import grow
 from opir_lightning.models.image_statistics import image_statistics
 from opir_lightning.provenance import provenance
 
+PIECE = 64  # side of the part of a picture that is restored
 FILED_SHARE = 0.6  # of the pictures go through a file
 QUALITY = (60, 98)  # of it; 40 rainy photographs and PolyU, which nothing was trained on, are of quality 75
 DARK_SHARE = 0.35  # of the undamaged, and half as many of the noisy ones, are dark by nature: black things, shade
@@ -59,16 +60,20 @@ class Statistics(NamedTuple):
     Attributes:
         plain: ``(n, STATISTICS)`` float16, of its crops as damaged.
         met: the same of the picture as it is met: dark by nature, through a file, or as it is.
+        piece: ``(3, PIECE, PIECE)`` float16, a part of the picture as it is met.
+        good: the same of what it should be, uint8.
         task: its label.
     """
 
     plain: Tensor
     met: Tensor
+    piece: Tensor
+    good: Tensor
     task: Tensor
 
     def dark(self) -> Tensor:
-        """Whether it is met darker than it was, for many: ``(N,)`` bool."""
-        plain, met = (statistics[..., :3].float().mean((1, 2)) for statistics in (self.plain, self.met))
+        """Whether it is met darker than it was, for a batch: ``(B,)`` bool."""
+        plain, met = (statistics[..., :3].mean((0, 2)) for statistics in (self.plain, self.met))
         return met < 0.9 * plain  # the first three are the mean colours
 
 
@@ -89,15 +94,18 @@ class Pictures(Dataset[Statistics]):
         sample = self.mixture[number]
         plain = self._statistics(sample.degraded)
         random = np.random.default_rng(np.random.SeedSequence([self.mixture.seed, number, 4]))
-        met = sample.degraded
+        met, good = sample.degraded, sample.clean
         if random.random() < self.dark.get(sample.task, 0):
-            light = DARKEST ** random.uniform(0.1, 1)
-            met = ((met * light).clamp(0, 1) ** random.uniform(0.9, 1.3) * 255).round() / 255
+            light, contrast = DARKEST ** random.uniform(0.1, 1), random.uniform(0.9, 1.3)
+            met, good = (((each * light).clamp(0, 1) ** contrast * 255).round() / 255 for each in (met, good))
         if random.random() < FILED_SHARE:
             top, left = random.integers(16, size=2).tolist()
             quality, halved = int(random.integers(QUALITY[0], QUALITY[1] + 1)), bool(random.random() < 0.7)
             met = compress(met, quality=quality, halved=halved, top=top, left=left)
-        return Statistics(plain, plain if met is sample.degraded else self._statistics(met), torch.tensor(sample.task))
+        top, left = random.integers(met.shape[-1] - PIECE + 1, size=2).tolist()
+        piece, good = (each[:, top : top + PIECE, left : left + PIECE] for each in (met, good))
+        of_met = plain if met is sample.degraded else self._statistics(met)
+        return Statistics(plain, of_met, piece.half(), (good * 255).round().byte(), torch.tensor(sample.task))
 
     def _statistics(self, picture: Tensor) -> Tensor:
         return image_statistics(native_crops(picture[None], self.side, self.per_side)[0]).half()
@@ -125,22 +133,17 @@ def gather(pictures: Pictures, minutes: float) -> Statistics:
 
 
 def batches(bank: Statistics, numbers: Tensor, size: int) -> Iterator[Statistics]:
-    """Batches in the order of ``numbers``."""
+    """Batches in the order of ``numbers``; of the statistics the crops come first, as `CodeEstimator.judge` takes them."""
     for chosen in numbers.split(size):
-        yield Statistics(bank.plain[chosen].float(), bank.met[chosen].float(), bank.task[chosen])
-
-
-def judge(estimator: CodeEstimator, statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits ``(B, T)`` and severity ``(B, S)`` of pictures by statistics of their crops, ``(B, n, STATISTICS)``."""
-    out = estimator.mlp(estimator.norm(statistics.flatten(0, 1))).unflatten(0, statistics.shape[:2])
-    return out.sum(1)[:, : estimator.tasks], F.softsign(out.mean(1)[:, estimator.tasks :])
+        plain, met = (statistics[chosen].float().transpose(0, 1) for statistics in (bank.plain, bank.met))
+        yield Statistics(plain, met, bank.piece[chosen].float(), bank.good[chosen] / 255, bank.task[chosen])
 
 
 @torch.no_grad()
 def wanted(estimator: CodeEstimator, bank: Statistics) -> Tensor:
     """What the estimator says of the severity of all pictures as damaged, ``(N, S)``."""
     everything = torch.arange(len(bank.task))
-    return torch.cat([judge(estimator, batch.plain)[1] for batch in batches(bank, everything, 1024)])
+    return torch.cat([estimator.judge(batch.plain).severity for batch in batches(bank, everything, 1024)])
 
 
 @torch.no_grad()
@@ -149,10 +152,10 @@ def measure(estimator: CodeEstimator, bank: Statistics, severity: Tensor) -> dic
     right_plain, right_met, square = [], [], []
     everything = torch.arange(len(bank.task))
     for batch, target in zip(batches(bank, everything, 1024), severity.split(1024), strict=True):
-        right_plain.append(judge(estimator, batch.plain)[0].argmax(1) == batch.task)
-        logits, said = judge(estimator, batch.met)
-        right_met.append(logits.argmax(1) == batch.task)
-        square.append((said - target).square().mean(1))
+        right_plain.append(estimator.judge(batch.plain).task_logits.argmax(1) == batch.task)
+        code = estimator.judge(batch.met)
+        right_met.append(code.task_logits.argmax(1) == batch.task)
+        square.append((code.severity - target).square().mean(1))
     return {
         "plain": torch.cat(right_plain).float().mean().item(),
         "met": torch.cat(right_met).float().mean().item(),
@@ -200,10 +203,10 @@ def train(
             heard = torch.randperm(crops)[: counts[int(torch.randint(len(counts), ()))]]
             loss, dark = torch.zeros(()), batch.dark().float()
             for statistics in (batch.plain, batch.met):
-                logits, said = judge(learning, statistics[:, heard])
+                code = learning.judge(statistics[heard])
                 harmed = weights[batch.task] * (1 + (HARM_DARK - 1) * (dark if statistics is batch.met else 0))
-                loss = loss + (harmed * F.cross_entropy(logits, batch.task, reduction="none")).sum() / harmed.sum()
-                loss = loss + severity_weight * (said - severity[chosen]).square().mean()
+                loss = loss + (harmed * F.cross_entropy(code.task_logits, batch.task, reduction="none")).sum() / harmed.sum()
+                loss = loss + severity_weight * (code.severity - severity[chosen]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -126,14 +126,24 @@ class CodeEstimator(nn.Module):
             per_image: number of crops of each picture.
             task, heard: as in `forward`.
         """
-        out = self.mlp(self.norm(image_statistics(crops))).view(per_image, -1, self.outputs)
+        statistics = image_statistics(crops)
+        return self.judge(statistics.view(per_image, -1, STATISTICS), task, heard)
+
+    def judge(self, statistics: Tensor, task: Tensor | None = None, heard: Tensor | None = None) -> Code:
+        """The code from what `image_statistics` says of the crops.
+
+        Args:
+            statistics: ``(per_image, B, STATISTICS)``.
+            task, heard: as in `forward`.
+        """
+        per_image = len(statistics)
+        out = self.mlp(self.norm(statistics.flatten(0, 1))).view(per_image, -1, self.outputs)
         if heard is None:
             total = out.sum(0)
             return self._code(total, total / per_image, task)
         place = torch.arange(per_image, device=out.device)[:, None]
-        counts = ((heard < 0) | (place == (heard * per_image).long().clamp(max=per_image - 1))).to(
-            out
-        )  # (per_image, B)
+        counted = (heard < 0) | (place == (heard * per_image).long().clamp(max=per_image - 1))
+        counts = counted.to(out)  # (per_image, B)
         total = (out * counts[..., None]).sum(0)
         return self._code(total, total / counts.sum(0)[:, None], task)
 
