@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,27 +12,40 @@ import torch
 
 from opir_lightning.checkpoints import load_model, read_header
 
-SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "five_task" / "code_estimator.py"
+FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "five_task"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _path():
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in ("code_bank", "code_estimator"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("code_estimator", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def banks(_path):
+    return importlib.import_module("code_bank")
 
 
 @pytest.fixture(scope="module")
-def pictures(script):
-    return script.pictures_of(["data.packs=memory", "data.crop=128", "data.resize_share=0"])
+def script(_path):
+    return importlib.import_module("code_estimator")
 
 
-def test_a_picture_is_met_as_it_was_damaged_dark_or_through_a_file(script, pictures):
+@pytest.fixture(scope="module")
+def pictures(banks):
+    return banks.pictures_of(["data.packs=memory", "data.crop=128", "data.resize_share=0"], dark_share=0.35)
+
+
+@pytest.fixture(scope="module")
+def bank(banks, pictures):
+    parts = [pictures[number] for number in range(80)]
+    return banks.Statistics(*(torch.stack(part) for part in zip(*parts, strict=True)))
+
+
+def test_a_picture_is_met_as_it_was_damaged_dark_or_through_a_file(pictures):
     seen = [pictures[number] for number in range(60)]
     same = [torch.equal(one.plain, one.met) for one in seen]
     assert 10 < sum(same) < 40  # four in ten have no file
@@ -45,16 +59,25 @@ def test_a_picture_is_met_as_it_was_damaged_dark_or_through_a_file(script, pictu
     assert not all(darker)
 
 
-def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(script, pictures):
+def test_a_part_of_each_picture_is_there_as_it_is_met_and_as_it_should_be(bank, pictures):
+    none = bank.task == pictures.mixture.labels[pictures.mixture.names.index("undamaged")]
+    error = (bank.piece.float() - bank.good / 255).square().mean((1, 2, 3)).sqrt()
+    # Of the undamaged ones, those in dim light too, only a file may have taken something; of the others far more.
+    assert error[none].max() < 0.05
+    assert (error[none] < 0.002).any()
+    assert error[~none].median() > 0.05
+    plain, met = (statistics[..., :3].float().mean((1, 2)) for statistics in (bank.plain, bank.met))
+    assert (met[none] < 0.7 * plain[none]).any()  # else nothing is said of dim light
+
+
+def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(script, bank):
     model, _ = load_model("opir_tiny")
-    parts = [pictures[number] for number in range(80)]
-    bank = script.Statistics(*(torch.stack(part) for part in zip(*parts, strict=True)))
     estimator = model.code_estimator
     before = {name: value.clone() for name, value in estimator.state_dict().items()}
     severity = script.wanted(estimator, bank)
     first = script.measure(estimator, bank, severity)
     torch.manual_seed(0)
-    epochs = list(script.train(estimator, bank, severity, epochs=200, harm=[1.0] * 6, batch_size=40))
+    epochs = list(script.learn_names(estimator, bank, severity, epochs=200, harm=[1.0] * 6, batch_size=40))
     last = script.measure(epochs[-1], bank, severity)
     assert len(epochs) == 200
     assert last["severity"] < 0.6 * first["severity"]
@@ -63,20 +86,87 @@ def test_the_estimator_learns_what_it_says_of_the_same_picture_without_a_file(sc
     assert all(torch.equal(before[name], value) for name, value in epochs[-1].state_dict().items() if "norm" in name)
 
 
+def test_the_loss_of_the_restoration_knows_what_the_code_does_in_both_stages(script, bank, banks, monkeypatch):
+    monkeypatch.setattr(script, "STEEPEST", math.inf)
+    model, _ = load_model("opir_tiny")
+    model.eval().requires_grad_(False)
+    model.detach_between_stages = False
+    (batch,) = banks.batches(bank, torch.arange(16), 16)
+    code = model.code_estimator.judge(batch.met)
+    severity = code.severity.requires_grad_()
+    script.restoration_loss(model, code._replace(severity=severity), batch)[1].backward()
+    changes = []
+    for number in range(severity.shape[1]):
+        step = 0.05 * torch.eye(severity.shape[1])[number]
+        low, high = (
+            script.restoration_loss(model, code._replace(severity=s), batch)[0] for s in shifted(severity, step)
+        )
+        changes.append((high - low) / 0.1 / len(bank.task[:16]))
+    slopes = torch.stack([severity.grad.flatten(), torch.stack(changes, 1).flatten()])
+    assert torch.corrcoef(slopes)[0, 1] > 0.9
+    assert 0.8 < slopes[0].norm() / slopes[1].norm() < 1.25
+
+
+def shifted(severity, step):
+    return severity.detach() - step, severity.detach() + step
+
+
+def test_no_picture_pulls_harder_than_the_steepest(script, bank, banks, monkeypatch):
+    monkeypatch.setattr(script, "STEEPEST", 0.5)
+    model, _ = load_model("opir_tiny")
+    model.eval().requires_grad_(False)
+    (batch,) = banks.batches(bank, torch.arange(16), 16)
+    code = model.code_estimator.judge(batch.met)
+    code = code._replace(task=code.task.requires_grad_(), severity=code.severity.requires_grad_())
+    script.restoration_loss(model, code, batch)[1].backward()
+    norm = 16 * torch.cat([code.task.grad, code.severity.grad], 1).norm(dim=1)
+    assert norm.max() == pytest.approx(0.5, rel=1e-4)
+    assert norm.min() < 0.49
+
+
+def test_the_estimator_learns_what_comes_out_best(script, bank):
+    model, _ = load_model("opir_tiny")
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first = script.restored_psnr(model, model.code_estimator, bank)
+    torch.manual_seed(0)
+    *_, last = script.learn_restoring(model, bank, steps=16, every=8, harm=[1.0] * 6, lr=2e-3, batch_size=8)
+    assert script.restored_psnr(model, last, bank) > first + 0.1
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.detach_between_stages
+
+
 @pytest.mark.slow
-def test_the_command_leaves_the_rest_of_the_network_alone(tmp_path):
-    weights, banks = tmp_path / "new.safetensors", [tmp_path / "one.pt", tmp_path / "two.pt"]
+def test_the_commands_leave_the_rest_of_the_network_alone(tmp_path):
+    weights, later = tmp_path / "new.safetensors", tmp_path / "later.safetensors"
+    banks = [tmp_path / "one.pt", tmp_path / "two.pt"]
     for number, bank in enumerate(banks):
         settings = ["data.crop=128", "data.packs=memory", f"seed={number}", "--minutes", "0.001"]
-        subprocess.run([sys.executable, SCRIPT, "gather", bank, *settings], check=True, capture_output=True)
-    command = [sys.executable, SCRIPT, "train", "opir_tiny", banks[0], "-o", weights, "--check", banks[1]]
-    command += ["--epochs", "2", "--width", "100"]
-    subprocess.run(command, check=True, capture_output=True)
-    old, new = load_model("opir_tiny")[0].state_dict(), load_model(weights)[0].state_dict()
+        run("code_bank.py", bank, *settings)
+    run(
+        "code_estimator.py",
+        "name",
+        "opir_tiny",
+        banks[0],
+        "-o",
+        weights,
+        "--check",
+        banks[1],
+        "--epochs",
+        2,
+        "--width",
+        100,
+    )
+    run("code_estimator.py", "restore", weights, banks[0], "-o", later, "--check", banks[1], "--steps", 3)
+    old, new = load_model("opir_tiny")[0].state_dict(), load_model(later)[0].state_dict()
     assert new["code_estimator.mlp.0.weight"].shape[0] == 100
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.startswith("code_estimator.mlp") for name in changed)
-    about = read_header(weights).metadata["code"]
-    assert about["pictures"] == 32
-    assert json.dumps(about["after"])
+    about = read_header(later).metadata["code"]
+    assert [one["pictures"] for one in about] == [32, 32]
+    assert json.dumps(about[1]["after"])
+
+
+def run(script, *arguments):
+    subprocess.run([sys.executable, FOLDER / script, *map(str, arguments)], check=True, capture_output=True)

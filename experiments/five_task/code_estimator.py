@@ -1,142 +1,46 @@
 """Train the estimator of a network's code alone, on far more pictures than a training of everything has time for.
 
-python experiments/five_task/code_estimator.py gather BANK data.root=DIR [overrides] [--minutes M]
-python experiments/five_task/code_estimator.py train WEIGHTS BANK... --check BANK -o FILE [--epochs N] [--width W]
+python experiments/five_task/code_estimator.py name WEIGHTS BANK... --check BANK -o FILE [--epochs N] [--width W]
+python experiments/five_task/code_estimator.py restore WEIGHTS BANK... --check BANK -o FILE [--steps N]
 
-The estimator is a small part that judges a picture by statistics of its crops. So first, on all cores, damaged pictures
-are made and their statistics gathered, and then the estimator goes over them N times. It learns two things: to name the
-damage, and to say of a picture that went through a JPEG file, or of one that is dark by nature, what the given weights
-say of it without. The rest of the network stays as it is; the estimator's hidden layers may get wider.
+The estimator is a small part that judges a picture by statistics of its crops; `code_bank.py` gathers them. The rest of
+the network stays as it is.
 
-Overrides are settings of experiment=five_task; data.crop is the side of the pictures that are gathered, of which as
-many crops are taken as in use: 256 makes sixteen.
+`name` goes over them N times with nothing else. It learns to name the damage, and to say of a picture that went through
+a JPEG file, or of one that is dark by nature, what the given weights say of it without. The estimator's hidden layers
+may get wider.
+
+`restore` learns what comes out best: the fixed network restores a part of every picture with the code, and the error of
+that is the loss, beside the names. A severity that is learned by itself is a mean over what cannot be told apart, as
+likely as not good for none of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import time
+import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from code_bank import Statistics, batches, read
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from opir_lightning.checkpoints import load_model, save_weights
-from opir_lightning.config import check_keys, config_dir, register_schemas
-from opir_lightning.data.mixture import Mixture
-from opir_lightning.data.workers import begin_worker
-from opir_lightning.degradations import compress
 from opir_lightning.models import OPIR
-from opir_lightning.models.degradation_code import CodeEstimator, native_crops
+from opir_lightning.models.degradation_code import CodeEstimator
 from opir_lightning.models.growth import grow
-from opir_lightning.models.image_statistics import image_statistics
 from opir_lightning.provenance import provenance
+from opir_lightning.types import Code
 
-PIECE = 64  # side of the part of a picture that is restored
-FILED_SHARE = 0.6  # of the pictures go through a file
-QUALITY = (60, 98)  # of it; 40 rainy photographs and PolyU, which nothing was trained on, are of quality 75
-DARK_SHARE = 0.35  # of the undamaged, and half as many of the noisy ones, are dark by nature: black things, shade
-DARKEST = 0.08  # of their light, as sRGB values
 HARM = {"none": 2.0, "noise": 1.5}  # of a wrong name, in units of the others': a good photograph is spoilt
 HARM_DARK = 3.0  # times that where it is dark by nature: lit up, it is spoilt most
 AVERAGED = 0.995  # as the weights of a training are: each step counts that much less than the next
-
-
-class Statistics(NamedTuple):
-    """What the estimator sees of one picture, or of many with a first dimension more.
-
-    Attributes:
-        plain: ``(n, STATISTICS)`` float16, of its crops as damaged.
-        met: the same of the picture as it is met: dark by nature, through a file, or as it is.
-        piece: ``(3, PIECE, PIECE)`` float16, a part of the picture as it is met.
-        good: the same of what it should be, uint8.
-        task: its label.
-    """
-
-    plain: Tensor
-    met: Tensor
-    piece: Tensor
-    good: Tensor
-    task: Tensor
-
-    def dark(self) -> Tensor:
-        """Whether it is met darker than it was, for a batch: ``(B,)`` bool."""
-        plain, met = (statistics[..., :3].mean((0, 2)) for statistics in (self.plain, self.met))
-        return met < 0.9 * plain  # the first three are the mean colours
-
-
-class Pictures(Dataset[Statistics]):
-    """Statistics of the mixture's samples; they depend on the number alone, as the samples do.
-
-    Args:
-        mixture: hands out finished samples.
-        tasks: its classes.
-        side, per_side: of the crops, as `native_crops` takes them.
-    """
-
-    def __init__(self, mixture: Mixture, tasks: list[str], *, side: int, per_side: int) -> None:
-        self.mixture, self.side, self.per_side = mixture, side, per_side
-        self.dark = {tasks.index("none"): DARK_SHARE, tasks.index("noise"): DARK_SHARE / 2}
-
-    def __getitem__(self, number: int) -> Statistics:
-        sample = self.mixture[number]
-        plain = self._statistics(sample.degraded)
-        random = np.random.default_rng(np.random.SeedSequence([self.mixture.seed, number, 4]))
-        met, good = sample.degraded, sample.clean
-        if random.random() < self.dark.get(sample.task, 0):
-            light, contrast = DARKEST ** random.uniform(0.1, 1), random.uniform(0.9, 1.3)
-            met, good = (((each * light).clamp(0, 1) ** contrast * 255).round() / 255 for each in (met, good))
-        if random.random() < FILED_SHARE:
-            top, left = random.integers(16, size=2).tolist()
-            quality, halved = int(random.integers(QUALITY[0], QUALITY[1] + 1)), bool(random.random() < 0.7)
-            met = compress(met, quality=quality, halved=halved, top=top, left=left)
-        top, left = random.integers(met.shape[-1] - PIECE + 1, size=2).tolist()
-        piece, good = (each[:, top : top + PIECE, left : left + PIECE] for each in (met, good))
-        of_met = plain if met is sample.degraded else self._statistics(met)
-        return Statistics(plain, of_met, piece.half(), (good * 255).round().byte(), torch.tensor(sample.task))
-
-    def _statistics(self, picture: Tensor) -> Tensor:
-        return image_statistics(native_crops(picture[None], self.side, self.per_side)[0]).half()
-
-
-def gather(pictures: Pictures, minutes: float) -> Statistics:
-    """The statistics of as many pictures as can be made in so many minutes."""
-    cv2.setNumThreads(1)
-    loader = DataLoader(
-        pictures,
-        sampler=itertools.count(),
-        batch_size=32,
-        num_workers=os.cpu_count() or 1,
-        worker_init_fn=begin_worker,
-    )
-    end, gathered = time.monotonic() + 60 * minutes, []
-    with tqdm(total=round(60 * minutes), unit="s", desc="pictures") as bar:
-        for batch in loader:
-            gathered.append(Statistics(*batch))
-            bar.n = round(60 * minutes - max(end - time.monotonic(), 0))
-            bar.set_postfix(pictures=32 * len(gathered))
-            if time.monotonic() > end:
-                break
-    return Statistics(*(torch.cat(parts) for parts in zip(*gathered, strict=True)))
-
-
-def batches(bank: Statistics, numbers: Tensor, size: int) -> Iterator[Statistics]:
-    """Batches in the order of ``numbers``; of the statistics the crops come first, as `CodeEstimator.judge` takes them."""
-    for chosen in numbers.split(size):
-        plain, met = (statistics[chosen].float().transpose(0, 1) for statistics in (bank.plain, bank.met))
-        yield Statistics(plain, met, bank.piece[chosen].float(), bank.good[chosen] / 255, bank.task[chosen])
+STEEPEST = 8.0  # norm of a picture's gradient at its code, in the median 5: one in a hundred has over 60
+FLOOR = 1e-5  # of the mean square error, 50 dB: beyond, undamaged pictures would draw the gradient to themselves
 
 
 @torch.no_grad()
@@ -163,7 +67,7 @@ def measure(estimator: CodeEstimator, bank: Statistics, severity: Tensor) -> dic
     }
 
 
-def train(
+def learn_names(
     estimator: CodeEstimator,
     bank: Statistics,
     severity: Tensor,
@@ -205,7 +109,10 @@ def train(
             for statistics in (batch.plain, batch.met):
                 code = learning.judge(statistics[heard])
                 harmed = weights[batch.task] * (1 + (HARM_DARK - 1) * (dark if statistics is batch.met else 0))
-                loss = loss + (harmed * F.cross_entropy(code.task_logits, batch.task, reduction="none")).sum() / harmed.sum()
+                loss = (
+                    loss
+                    + (harmed * F.cross_entropy(code.task_logits, batch.task, reduction="none")).sum() / harmed.sum()
+                )
                 loss = loss + severity_weight * (code.severity - severity[chosen]).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -217,61 +124,160 @@ def train(
         yield averaged
 
 
-def pictures_of(overrides: list[str]) -> Pictures:
-    """The training mixture of five_task, without files."""
-    register_schemas()
-    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        config = compose("train", ["experiment=five_task", "run_dir=.", "data.jpeg_share=0", *overrides])
-    checked = check_keys(config)
-    data: Any = instantiate(checked["data"], _convert_="all")
-    data.prepare_sets()
-    mixture: Mixture = data.mixture
-    mixture.pending = False
-    estimator = instantiate(checked["model"], _convert_="all").code_estimator
-    return Pictures(mixture, data.tasks, side=estimator.crop, per_side=estimator.crops_per_side)
+def restoration_loss(model: OPIR, code: Code, batch: Statistics, harm: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """How well the pieces are restored with this code.
+
+    Args:
+        model: with both stages connected, and its weights fixed.
+        code: of the pictures.
+        batch: these.
+        harm: what each counts, ``(B,)``.
+
+    Returns:
+        Logarithm of the mean square error of each piece, ``(B,)``, without a gradient; and a scalar whose gradient at
+        the code is that of its mean, weighted, but with no picture's own above `STEEPEST`.
+    """
+    task, severity = code.task.detach().requires_grad_(), code.severity.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = model(batch.piece, code._replace(task=task, severity=severity)).refined.float()
+    loss = ((restored.clamp(-0.2, 1.2) - batch.good).square().mean((1, 2, 3)) + FLOOR).log()
+    slopes = torch.autograd.grad(loss.sum(), (task, severity))
+    norm = torch.cat(slopes, 1).norm(dim=1, keepdim=True)
+    of_task, of_severity = (slope * (STEEPEST / norm).clamp(max=1) for slope in slopes)
+    pull = (of_task * code.task).sum(1) + (of_severity * code.severity).sum(1)
+    return loss.detach(), (harm * pull).mean()
 
 
-def read(banks: list[Path]) -> Statistics:
-    """All of them as one."""
-    parts = [Statistics(**torch.load(path, weights_only=True)) for path in banks]
-    return Statistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
+@torch.no_grad()
+def restored_psnr(model: OPIR, estimator: CodeEstimator, bank: Statistics) -> float:
+    """Mean PSNR of the pieces in dB, at most 60."""
+    values = []
+    for batch in batches(bank, torch.arange(len(bank.task)), 100):
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = model(batch.piece, estimator.judge(batch.met)).refined.float().clamp(0, 1)
+        values.append(-10 * ((restored - batch.good).square().mean((1, 2, 3)) + 1e-6).log10())
+    return torch.cat(values).mean().item()
+
+
+def learn_restoring(
+    model: OPIR,
+    bank: Statistics,
+    *,
+    steps: int,
+    every: int,
+    harm: Sequence[float],
+    harm_dark: float = 1.0,
+    dark_share: float = 1.0,
+    lr: float = 4e-4,
+    batch_size: int = 64,
+    names_weight: float = 0.5,
+) -> Iterator[CodeEstimator]:
+    """Train a copy of a network's estimator by what the network makes of its code.
+
+    Args:
+        model: stays as it is.
+        bank: what the estimator sees, and what is restored.
+        steps: how many.
+        every: yield after so many, and at the end.
+        harm: weights of the classes.
+        harm_dark: factor of those that are dark by nature.
+        dark_share: so many of these are taken. They look like those in low light, and the more there are, the more of
+            the latter are left dark.
+        lr: largest learning rate.
+        batch_size: pictures.
+        names_weight: of the cross-entropy of the names, as damaged and as met, beside the logarithm of the error.
+
+    Yields:
+        The estimator with averaged weights, always the same object.
+    """
+    behind = deepcopy(model).eval().requires_grad_(False)
+    behind.detach_between_stages = False  # else the code would not learn what it does in stage 1
+    learning, averaged = deepcopy(behind.code_estimator), deepcopy(behind.code_estimator)
+    learning.mlp.requires_grad_(True)
+    parameters = list(learning.mlp.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
+    )
+    crops = bank.plain.shape[1]
+    counts = [n for n in (1, 2, 4, 9, 16, 16) if n <= crops]
+    weights = torch.tensor(harm)
+    numbers = torch.arange(len(bank.task))
+    dark = torch.cat([batch.dark() for batch in batches(bank, numbers, 1024)])
+    numbers = numbers[~dark | (torch.rand(len(dark)) < dark_share)]
+    for step in range(1, steps + 1):
+        chosen = numbers[torch.randint(len(numbers), (batch_size,))]
+        (batch,) = batches(bank, chosen, batch_size)
+        heard = torch.randperm(crops)[: counts[int(torch.randint(len(counts), ()))]]
+        met, plain = learning.judge(batch.met[heard]), learning.judge(batch.plain[heard])
+        harmed = weights[batch.task] * (1 + (harm_dark - 1) * dark[chosen])
+        harmed = harmed / harmed.mean()
+        loss = restoration_loss(behind, met, batch, harmed)[1]
+        for code in (met, plain):
+            wrong = F.cross_entropy(code.task_logits, batch.task, reduction="none")
+            loss = loss + names_weight * (harmed * wrong).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        rate.step()
+        with torch.no_grad():
+            for mean, value in zip(averaged.mlp.parameters(), parameters, strict=True):
+                mean.lerp_(value, 1 - min(0.998, step / (step + 10)))
+        if step % every == 0 or step == steps:
+            yield averaged
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    gathering = commands.add_parser("gather")
-    gathering.add_argument("bank", type=Path)
-    gathering.add_argument("overrides", nargs="*", help="data.root=DIR data.crop=256")
-    gathering.add_argument("--minutes", type=float, default=30)
-    fitting = commands.add_parser("train")
-    fitting.add_argument("weights")
-    fitting.add_argument("banks", nargs="+", type=Path)
-    fitting.add_argument("-o", "--output", type=Path, required=True)
-    fitting.add_argument("--check", type=Path, required=True, help="a bank of other photographs")
-    fitting.add_argument("--epochs", type=int, default=14)
-    fitting.add_argument("--width", type=int, help="of the hidden layers, if it is to be more than it was")
+    naming, restoring = commands.add_parser("name"), commands.add_parser("restore")
+    for command in (naming, restoring):
+        command.add_argument("weights")
+        command.add_argument("banks", nargs="+", type=Path)
+        command.add_argument("-o", "--output", type=Path, required=True)
+        command.add_argument("--check", type=Path, required=True, help="a bank of other photographs")
+    naming.add_argument("--epochs", type=int, default=14)
+    naming.add_argument("--width", type=int, help="of the hidden layers, if it is to be more than it was")
+    restoring.add_argument("--steps", type=int, default=2000)
+    restoring.add_argument("--harm", type=float, default=1.2, help="what undamaged and noisy pictures count")
+    restoring.add_argument("--harm-dark", type=float, default=1.0, help="times that for those dark by nature")
+    restoring.add_argument("--dark", type=float, default=1.0, help="share of these that is taken")
     arguments = parser.parse_args()
-    if arguments.command == "gather":
-        torch.save(gather(pictures_of(arguments.overrides), arguments.minutes)._asdict(), arguments.bank)
-        return
     torch.manual_seed(0)
     model, header = load_model(arguments.weights)
+    model.eval()
     bank, check = read(arguments.banks), read([arguments.check])
-    severity, checked = wanted(model.code_estimator, bank), wanted(model.code_estimator, check)
-    scores = [measure(model.code_estimator, check, checked)]
-    if arguments.width is not None:
-        wider = OPIR.from_settings({**model.settings, "code_width": arguments.width})
-        grow(model, wider)
-        model = wider
-    harm = [HARM.get(task, 1.0) for task in model.tasks]
-    training = train(model.code_estimator, bank, severity, epochs=arguments.epochs, harm=harm)
-    for estimator in (bar := tqdm(training, total=arguments.epochs, desc="epochs")):
-        scores.append(measure(estimator, check, checked))
-        bar.set_postfix({name: f"{value:.4f}" for name, value in scores[-1].items()})
+    old, checked = model.code_estimator, wanted(model.code_estimator, check)
+    if arguments.command == "name":
+        severity = wanted(old, bank)
+        if arguments.width is not None:
+            wider = OPIR.from_settings({**model.settings, "code_width": arguments.width})
+            grow(model, wider)
+            model = wider.eval()
+        harm = [HARM.get(task, 1.0) for task in model.tasks]
+        epochs = arguments.epochs
+        training = learn_names(model.code_estimator, bank, severity, epochs=epochs, harm=harm)
+        total, about = epochs, {"epochs": epochs}
+    else:
+        chosen = {name: getattr(arguments, name) for name in ("steps", "harm_dark")}
+        harm = [arguments.harm if task in HARM else 1.0 for task in model.tasks]
+        training = learn_restoring(model, bank, every=300, harm=harm, dark_share=arguments.dark, **chosen)
+        total, about = -(-arguments.steps // 300), {**chosen, "harm": arguments.harm, "dark": arguments.dark}
+
+    def scores(estimator: CodeEstimator) -> dict[str, float]:
+        return {**measure(estimator, check, checked), "psnr": restored_psnr(model, estimator, check)}
+
+    before = after = scores(old)
+    print(before)
+    for estimator in (bar := tqdm(training, total=total)):
+        after = scores(estimator)
+        bar.set_postfix({name: f"{value:.4f}" for name, value in after.items()})
     model.code_estimator.load_state_dict(estimator.state_dict())
-    about = {"pictures": len(bank.task), "epochs": arguments.epochs, "before": scores[0], "after": scores[-1]}
-    save_weights(arguments.output, model.eval(), {**header.metadata, "code": about | provenance()})
+    code = {"pictures": len(bank.task), **about, "before": before, "after": after, **provenance()}
+    past = header.metadata.get("code", [])
+    metadata = {**header.metadata, "code": [*past, code]}
+    save_weights(arguments.output, model, metadata)
 
 
 if __name__ == "__main__":
