@@ -38,5 +38,7 @@ def test_the_operator_is_counted_per_tap_colour_and_dilation(groups):
 def test_command_prints_a_variant_and_names_an_unknown_one(capsys):
     assert main(["opir_tiny", "model.kernel_size=5", "--size", "64"]) == 0
     assert "opir_tiny" in capsys.readouterr().out
+    assert main(["model=opir_tiny"]) == 1  # it would have been that one for all of them
+    assert "name the variant itself: opir_tiny" in capsys.readouterr().err
     assert main(["opir_huge"]) == 1
     assert "opir_huge" in capsys.readouterr().err

@@ -22,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     variants = [name for name in arguments.names if "=" not in name]
     overrides = [name for name in arguments.names if "=" in name]
     try:
+        if chosen := [override for override in overrides if override.startswith("model=")]:
+            name = chosen[0].removeprefix("model=")
+            raise UserError(f"{chosen[0]} would be counted for every variant; name the variant itself: {name}")
         _print(variants or _variants(), overrides, arguments.size)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
