@@ -38,7 +38,7 @@ def test_the_card_of_packaged_weights_tells_data_recipe_scores_and_where_they_fa
     training = section(text, "Training")
     assert f"- data: {header.metadata['data']}" in training
     assert f"- training crops: {header.metadata['crops']}" in training
-    assert "- seed: 0" in training
+    assert f"- seed: {header.metadata['seed']}" in training
     psnr = header.metadata["psnr"]
     assert f"| CBSD68-sigma25 | 20.54 | {psnr['CBSD68-sigma25'][1]:.2f} |" in section(text, "Scores")
     assert f"| Set5-undamaged |  | {psnr['Set5-undamaged'][1]:.2f} |" in section(text, "Scores")
