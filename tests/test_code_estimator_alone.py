@@ -91,18 +91,18 @@ def test_the_loss_of_the_restoration_knows_what_the_code_does_in_both_stages(scr
     model, _ = load_model("opir_tiny")
     model.eval().requires_grad_(False)
     model.detach_between_stages = False
-    (batch,) = banks.batches(bank, torch.arange(16), 16)
+    (batch,) = banks.batches(bank, torch.arange(8), 8)
     code = model.code_estimator.judge(batch.met)
     severity = code.severity.requires_grad_()
     script.restoration_loss(model, code._replace(severity=severity), batch)[1].backward()
     changes = []
-    for number in range(severity.shape[1]):
+    for number in range(4):
         step = 0.05 * torch.eye(severity.shape[1])[number]
         low, high = (
             script.restoration_loss(model, code._replace(severity=s), batch)[0] for s in shifted(severity, step)
         )
-        changes.append((high - low) / 0.1 / len(bank.task[:16]))
-    slopes = torch.stack([severity.grad.flatten(), torch.stack(changes, 1).flatten()])
+        changes.append((high - low) / 0.1 / 8)
+    slopes = torch.stack([severity.grad[:, :4].flatten(), torch.stack(changes, 1).flatten()])
     assert torch.corrcoef(slopes)[0, 1] > 0.9
     assert 0.8 < slopes[0].norm() / slopes[1].norm() < 1.25
 
