@@ -157,7 +157,7 @@ def test_wrong_tiles_and_tensors_are_errors(model, picture):
 )
 @pytest.mark.parametrize("weights", ["opir_tiny", "opir_small"])
 def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights, device):
-    """With the overlap of 96 pixels that is used, which is less than the receptive field."""
+    """With the overlap of 128 pixels that is used, which is less than the receptive field."""
     restorer = Restorer.from_pretrained(weights, device=device)
     photographs = sorted((Path(opir_lightning.__file__).parent / "data" / "demo" / "heldout").glob("*.jpg"))
     for path, damage in zip(photographs[:3], ("dark", "noisy", "hazy"), strict=True):
@@ -287,14 +287,14 @@ def test_automatic_tiles_begin_beyond_a_megapixel():
 
 def test_automatic_tiles_fit_into_the_memory_that_is_free(model, monkeypatch):
     assert choose_tile("auto", 500, 500, fitting=250_000) is None
-    assert choose_tile("auto", 500, 500, fitting=249_999) == 256  # windows of 448, with an overlap of 96 on every side
-    assert choose_tile("auto", 5000, 5000, fitting=448**2 - 1) == 128
+    assert choose_tile("auto", 500, 500, fitting=249_999) == 192  # windows of 448, with an overlap of 128 on every side
+    assert choose_tile("auto", 5000, 5000, fitting=448**2 - 1) == 96
     assert choose_tile("auto", 5000, 5000, fitting=1) == SMALLEST_TILE
     restorer = Restorer(model, device="cpu")
     monkeypatch.setattr("opir_lightning.restorer.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)
     assert restorer.choose_tile("auto", 400, 300) is None
     assert restorer.choose_tile("auto", 400, 300, batch=2) == 64
-    assert restorer.choose_tile("auto", 400, 301) == 128
+    assert restorer.choose_tile("auto", 400, 301) == 64
 
 
 def test_memory_that_is_free_is_no_more_than_a_containers_limit_leaves(tmp_path):

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of dark pictures: keep the sky that becomes brighter than white, or cut it off (default: keep)",
     )
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
-    add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 96 at most)")
+    add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 128 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
     add("--overwrite", action="store_true", help="restore again what is already there")
     add(
