@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
 Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
+
+ROWS_AT_ONCE = 512  # of a large picture, between two releases of memory
 
 # Tiles of a picture count as parts of it: the time that is left is right with one large picture, too.
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} pictures [{elapsed}<{remaining}{postfix}]"
@@ -325,10 +327,10 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
-        both = compare_picture(picture.pixels, refined, allocate)
+        both = compare_picture(picture.pixels, refined, allocate, progress=scratch.release)
         write_picture(Picture(both), job.compare, progress=scratch.release)
     if job.uncertainty and job.values and uncertainty is not None:
-        write_map(uncertainty, job.values)
+        write_map(uncertainty, job.values, progress=scratch.release)
         _write_uncertainty_picture(uncertainty, job.uncertainty, scratch, allocate)
     write_picture(picture._replace(pixels=refined), job.result, quality=args.quality, progress=scratch.release)
 
@@ -340,21 +342,41 @@ def _write_uncertainty_picture(values: np.ndarray, path: Path, scratch: Scratch,
 
     text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
     colours = allocate((*values.shape, 3), np.uint8)
-    for top in range(0, len(values), 512):
-        rows = slice(top, top + 512)
+    for rows in _bands(len(values)):
         colours[rows] = to_pixels(torch.from_numpy(values[rows])[None])
         scratch.release()
     write_picture(Picture(colours, metadata=png_text("Description", text)), path, progress=scratch.release)
 
 
-def compare_picture(before: np.ndarray, after: np.ndarray, allocate: Allocate = np.empty) -> np.ndarray:
-    """Two pictures ``(H, W, 3)`` of one type side by side, with a white gap of 8 pixels."""
+def compare_picture(
+    before: np.ndarray,
+    after: np.ndarray,
+    allocate: Allocate = np.empty,
+    *,
+    progress: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Two pictures ``(H, W, 3)`` of one type side by side, with a white gap of 8 pixels.
+
+    Args:
+        before: on the left.
+        after: on the right.
+        allocate: makes the array, as ``numpy.empty`` does.
+        progress: called every now and then: of a large picture, all three together would fill the memory.
+    """
     height, width, _ = before.shape
     both = allocate((height, 2 * width + 8, 3), before.dtype)
-    both[:, :width] = before
-    both[:, width : width + 8] = np.iinfo(before.dtype).max
-    both[:, width + 8 :] = after
+    for rows in _bands(height):
+        both[rows, :width] = before[rows]
+        both[rows, width : width + 8] = np.iinfo(before.dtype).max
+        both[rows, width + 8 :] = after[rows]
+        if progress is not None:
+            progress()
     return both
+
+
+def _bands(height: int) -> list[slice]:
+    """All rows, some at a time."""
+    return [slice(top, top + ROWS_AT_ONCE) for top in range(0, height, ROWS_AT_ONCE)]
 
 
 if __name__ == "__main__":

@@ -54,9 +54,7 @@ def write_picture(
     with replaced_atomically(path) as temporary:
         try:
             image = _to_vips(picture, kind)
-            if progress is not None:
-                image.set_progress(True)
-                image.signal_connect("eval", lambda *_: progress())
+            _report(image, progress)
             if kind.isupper():
                 _save_with_pillow(image, temporary, kind, options)
             else:
@@ -67,8 +65,13 @@ def write_picture(
             raise UserError(f"the result cannot be written as {kind.upper()}: {last_line(error)}") from error
 
 
-def write_map(values: np.ndarray, path: Path) -> None:
+def write_map(values: np.ndarray, path: Path, *, progress: Callable[[], None] | None = None) -> None:
     """Write numbers ``(H, W)`` float32 as a TIFF, whole or not at all.
+
+    Args:
+        values: what to write.
+        path: ending in .tiff.
+        progress: as in `write_picture`.
 
     Raises:
         UserError: the disk is full.
@@ -77,10 +80,17 @@ def write_map(values: np.ndarray, path: Path) -> None:
 
     with replaced_atomically(path) as temporary:
         image = pyvips.Image.new_from_memory(values.data, values.shape[1], values.shape[0], 1, "float")
+        _report(image, progress)
         try:
             image.tiffsave(str(temporary), compression="lzw", predictor="float")
         except pyvips.Error as error:
             raise UserError(f"the map cannot be written: {last_line(error)}") from error
+
+
+def _report(image: pyvips.Image, progress: Callable[[], None] | None) -> None:
+    if progress is not None:
+        image.set_progress(True)
+        image.signal_connect("eval", lambda *_: progress())
 
 
 def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mapping[str, Any]) -> None:
