@@ -46,8 +46,10 @@ MAY_KNOW = {
     "tiling": set(),
     "inference": {"models", "tiling", *BASE},
     "highlights": {"inference", "models", *BASE},
+    "smooth_haze": BASE,
     "restorer": {
         *("checkpoints", "highlights", "hub", "inference", "memory", "model_card", "models", "picture_files"),
+        "smooth_haze",
         *BASE,
     },
     "data": {"degradations", *BASE},

@@ -101,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         default="keep",
         help="of dark pictures: keep the sky that becomes brighter than white, or cut it off (default: keep)",
     )
+    add(
+        "--haze",
+        choices=("smooth", "raw"),
+        default="smooth",
+        help="of hazy pictures: what is taken off varies slowly, or as the network has it (default: smooth)",
+    )
     add("--tile", type=_tile, default="auto", metavar="auto|N", help="tile side in pixels (default: auto, by size)")
     add("--overlap", type=_count, metavar="N", help="surroundings a tile sees on every side (default: 128 at most)")
     add("--recursive", action="store_true", help="descend into the folders inside the given folders")
@@ -316,6 +322,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 overlap=args.overlap,
                 strength=args.strength,
                 highlights=args.highlights,
+                haze=args.haze,
                 with_uncertainty=job.uncertainty is not None,
                 allocate=allocate,
                 progress=progress,

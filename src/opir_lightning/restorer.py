@@ -26,6 +26,7 @@ from opir_lightning.inference import (
 )
 from opir_lightning.memory import free_memory
 from opir_lightning.picture_files import read_picture, to_rgb
+from opir_lightning.smooth_haze import HazeMode, SmoothHaze, check_haze
 from opir_lightning.types import Code, PixelOperator, Restoration
 
 MEMORY_SHARE = 0.5  # of the free memory that a window may take
@@ -171,10 +172,19 @@ class Restorer:
         tile: TileSize = "auto",
         strength: float = 1.0,
         highlights: Highlights = "keep",
+        haze: HazeMode = "smooth",
     ) -> Image.Image:
         """Restore a PIL picture of any mode to an 8-bit RGB one, turned upright; arguments as in `restore_pixels`."""
-        pixels = self.restore_pixels(to_rgb(picture), task=task, tile=tile, strength=strength, highlights=highlights)
-        return Image.fromarray(pixels[0])
+        pixels, _ = self.restore_pixels(
+            to_rgb(picture),
+            task=task,
+            tile=tile,
+            strength=strength,
+            highlights=highlights,
+            haze=haze,
+            with_uncertainty=False,
+        )
+        return Image.fromarray(pixels)
 
     def restore_pixels(
         self,
@@ -185,6 +195,7 @@ class Restorer:
         overlap: int | None = None,
         strength: float = 1.0,
         highlights: Highlights = "keep",
+        haze: HazeMode = "smooth",
         with_uncertainty: bool = True,
         allocate: Allocate = np.empty,
         progress: Progress | None = None,
@@ -193,24 +204,27 @@ class Restorer:
 
         Arguments as in `__call__`; without the uncertainty a large picture needs a fifth less memory, and ``allocate``
         says where the results lie. ``highlights="keep"`` compresses what the restoration of a dark picture makes
-        brighter than white, see `opir_lightning.highlights`; ``"clip"`` cuts it off.
+        brighter than white, see `opir_lightning.highlights`; ``"clip"`` cuts it off. ``haze="smooth"`` lets what is
+        done to a hazy picture vary slowly over it, see `opir_lightning.smooth_haze`; ``"raw"`` leaves it as it is.
 
         Returns:
             ``(H, W, 3)`` of the type of the pixels, and the uncertainty ``(H, W)`` float32, in image units, or
             None.
 
         Raises:
-            UserError: as in `__call__`, or ``highlights`` is neither.
+            UserError: as in `__call__`, or ``highlights`` or ``haze`` is neither.
         """
         if pixels.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
         _check_strength(strength)
         check_highlights(highlights)
+        check_haze(haze)
         image = _as_batch(pixels)
         code = self._code(image, task)
         tone = None
         if highlights == "keep":
             tone = measure_tone(self.model, image, code, strength=strength, dtype=self.dtype)
+        air = SmoothHaze.of(self.tasks, code, *pixels.shape[:2]) if haze == "smooth" else None
         refined = allocate(pixels.shape, pixels.dtype)
         uncertainty = allocate(pixels.shape[:2], np.float32) if with_uncertainty else None
         for band in restore_bands(
@@ -230,10 +244,18 @@ class Restorer:
                     part = keep_highlights(
                         as_float(image[0, :, rows], part.device), band.coarse[0, :, inside], part, tone
                     )
-                levels = part.clamp_(0, 1).mul_(np.iinfo(pixels.dtype).max).round_()
-                refined[rows] = levels.permute(1, 2, 0).numpy()
+                if air is not None:
+                    air.watch(rows, as_float(image[0, :, rows], part.device), part)
+                _store(part, refined[rows])
             if uncertainty is not None:
                 uncertainty[band.rows] = band.uncertainty[0, 0].numpy()
+        if air is not None:
+            restored = torch.from_numpy(refined).permute(2, 0, 1)
+            for rows in _split(slice(0, pixels.shape[0])):
+                before, after = (as_float(part[:, rows], torch.device("cpu")) for part in (image[0], restored))
+                _store(air.smooth(rows, before, after), refined[rows])
+                if progress:
+                    progress(1, 1)  # all tiles are done, but pages of large pictures have to be released
         return refined, uncertainty
 
     @torch.inference_mode()
@@ -312,6 +334,11 @@ class Restorer:
 
     def _code(self, image: Tensor, task: str | None) -> Code:
         return estimate_code(self.model, image, self.task_index(task))
+
+
+def _store(part: Tensor, levels: np.ndarray) -> None:
+    """Write ``(3, h, W)`` float32, which is used up, as integers ``(h, W, 3)``."""
+    levels[:] = part.clamp_(0, 1).mul_(np.iinfo(levels.dtype).max).round_().permute(1, 2, 0).numpy()
 
 
 def _split(rows: slice) -> list[slice]:
