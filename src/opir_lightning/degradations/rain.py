@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -23,7 +24,9 @@ from opir_lightning.degradations.base import (
     numpy_generator,
     pick_severity,
 )
+from opir_lightning.degradations.rain_layers import draw_places, lay, read_layers
 from opir_lightning.degradations.rain_streaks import MAX_ANGLE, Streaks, draw_streaks
+from opir_lightning.errors import UserError
 
 __all__ = ["MAX_ANGLE", "Rain", "RainDraw", "Streaks", "add_rain", "draw_streaks"]
 
@@ -35,6 +38,10 @@ ADDED = 0.6  # brightness of rain that only adds, as a part of the other's: in R
 GRID = 4  # knots of the gusts and of the veil on each axis
 SLIMNESS = 12.0  # least length over width, defocus included; below 8 it looks like snow or confetti
 CROWDING = 1.5  # exponent of the severity in the number of streaks
+MEASURED_STRENGTH = (
+    0.275,
+    1.1,
+)  # at severity 1, and exponent: about what the drawn rain has (experiments/degradations)
 FAINTEST = 0.5  # their brightness at severity 0, as a part of that at severity 1
 
 
@@ -45,17 +52,21 @@ class RainDraw(NamedTuple):
         layer: ``(H, W)`` float32, optical thickness of streaks and veil, times the brightness of the rain.
         light: brightness of the rain.
         cover: 1 if it hides what is behind it as much as it is bright, 0 if it only adds.
+        fading: 1 if what only adds fades before what is bright, 0 if not.
     """
 
     layer: Tensor
     light: float
     cover: float
+    fading: float = 1.0
 
 
-def add_rain(clean: Tensor, layer: Tensor, *, light: Tensor | float, cover: Tensor | float) -> Tensor:
+def add_rain(
+    clean: Tensor, layer: Tensor, *, light: Tensor | float, cover: Tensor | float, fading: Tensor | float = 1.0
+) -> Tensor:
     r"""Put rain before pictures, in sRGB values; the result is not clipped.
 
-    .. math:: I = J (1 - m a) + A a (1 - (1 - m) M^3), \qquad a = 1 - e^{-S / A}
+    .. math:: I = J (1 - m a) + A a (1 - f (1 - m) M^3), \qquad a = 1 - e^{-S / A}
 
     a is the part of the time that drops cover a pixel; streaks one behind the other leave the product of what each
     leaves; M is the largest of J's three colours. With m = 1 the picture is blended towards A, so that streaks fade
@@ -70,13 +81,16 @@ def add_rain(clean: Tensor, layer: Tensor, *, light: Tensor | float, cover: Tens
         layer: ``(B, H, W)``, S, at least 0; the same for the three colours. A faint streak is as bright as its S.
         light: A in (0, 1], a number or ``(B)``.
         cover: m in [0, 1], a number or ``(B)``.
+        fading: f in [0, 1], a number or ``(B)``; 0 adds the same before everything, up to what can be held.
 
     Source: a drop covers the background for the part of the exposure that it takes to pass, Garg and Nayar, IJCV 2007;
     added streaks, Yang et al., CVPR 2017.
     """
-    light, cover = (torch.as_tensor(n, device=clean.device).reshape(-1, 1, 1, 1) for n in (light, cover))
+    light, cover, fading = (
+        torch.as_tensor(n, device=clean.device).reshape(-1, 1, 1, 1) for n in (light, cover, fading)
+    )
     covered = 1 - torch.exp(-layer[:, None] / light)
-    room = 1 - (1 - cover) * clean.amax(1, keepdim=True) ** 3
+    room = 1 - fading * (1 - cover) * clean.amax(1, keepdim=True) ** 3
     return clean * (1 - cover * covered) + light * covered * room
 
 
@@ -109,6 +123,10 @@ class Rain(Batched):
         veil_share: probability of a veil.
         light: range of the brightness of the rain, which the picture is blended towards.
         added_share: probability of rain that only adds, with 0.6 of that brightness.
+        measured_share: probability of rain from pairs of pictures, which adds the same before everything.
+        layers: folders of such pairs for ``measured_share``, each with ``input`` and ``target``. They are read once;
+            parts are cut from them, turned, mirrored and enlarged, and made as bright, or laid one before the other, as
+            the severity asks for.
         severity: range that an unstated severity is drawn from, uniformly.
         quantise: round to 8 bits.
 
@@ -132,6 +150,8 @@ class Rain(Batched):
         veil_share: float = 0.7,
         light: Range = (0.8, 1.0),
         added_share: float = 0.25,
+        measured_share: float = 0.0,
+        layers: Sequence[str | Path] | str | Path = (),
         severity: Range = (0.0, 1.0),
         quantise: bool = True,
     ) -> None:
@@ -148,6 +168,10 @@ class Rain(Batched):
         self.veil_share = as_share("veil_share", veil_share)
         self.light = as_interval("light", light, low=0.05, high=1.0)
         self.added_share = as_share("added_share", added_share)
+        self.measured_share = as_share("measured_share", measured_share)
+        self.layers = read_layers([layers] if isinstance(layers, str | Path) else layers)
+        if measured_share > 0 and not self.layers:
+            raise UserError(f"rain: measured_share is {measured_share:g}, but layers names no folders of pairs.")
         self.severity = as_severity(severity)
         self.quantise = quantise
 
@@ -155,6 +179,8 @@ class Rain(Batched):
         """As :class:`~opir_lightning.degradations.base.Batched`; the streaks are drawn here."""
         rng = numpy_generator(generator)
         amount = pick_severity(severity, self.severity, rng)
+        if self.measured_share > 0 and rng.random() < self.measured_share:
+            return self._measured(height, width, amount, rng)
         shower = self._shower(amount, rng)
         light, added = rng.uniform(*self.light), rng.random() < self.added_share
         veil = between(self.veil, rng.random()) * amount if rng.random() < self.veil_share else 0.0
@@ -172,8 +198,17 @@ class Rain(Batched):
     def apply(self, clean: Tensor, draws: Sequence[RainDraw]) -> Tensor:
         """As :class:`~opir_lightning.degradations.base.Batched`."""
         layer = torch.stack([drawn.layer for drawn in draws]).to(clean.device)
-        light, cover = torch.tensor([(drawn.light, drawn.cover) for drawn in draws]).T.to(clean.device)
-        return finish(add_rain(clean, layer, light=light, cover=cover), quantise=self.quantise)
+        settings = torch.tensor([(drawn.light, drawn.cover, drawn.fading) for drawn in draws])
+        light, cover, fading = settings.T.to(clean.device)
+        return finish(add_rain(clean, layer, light=light, cover=cover, fading=fading), quantise=self.quantise)
+
+    def _measured(self, height: int, width: int, amount: float, rng: np.random.Generator) -> RainDraw:
+        """Rain from pairs; the layer is what `add_rain` turns into it."""
+        strength, exponent = MEASURED_STRENGTH
+        places = draw_places(rng, len(self.layers))
+        rain = lay(self.layers, places, height, width, strength * amount**exponent)
+        layer = -np.log1p(-rain.clip(max=0.999))
+        return RainDraw(torch.from_numpy(layer), light=1.0, cover=0.0, fading=0.0)
 
     def _shower(self, amount: float, rng: np.random.Generator) -> Shower:
         """One kind of rain."""
