@@ -29,11 +29,24 @@ def measured_blur() -> Blur:
         return Blur(**SHAKE, **ALIKE, measured_share=1.0, kernels=[folder])
 
 
+def measured_rain() -> Rain:
+    """As above."""
+    clean = np.full((60, 80, 3), 60, np.uint8)
+    rainy = clean.copy()
+    rainy[:, 5::9], rainy[20:50, 8::14] = 120, 150
+    with tempfile.TemporaryDirectory() as folder:
+        for name, picture in (("input", rainy), ("target", clean)):
+            Path(folder, name).mkdir()
+            Image.fromarray(picture).save(Path(folder, name, "pair.png"))
+        return Rain(measured_share=1.0, layers=[folder])
+
+
 DAMAGING = {
     "noise": Noise(shot_share=0.0, camera_share=0.0),
     "sensor_noise": Noise(shot_share=1.0, camera_share=0.0),
     "camera_noise": Noise([0, 55], camera_sigma_255=[0, 25], shot_share=0.0, camera_share=1.0),
     "rain": Rain(),
+    "measured_rain": measured_rain(),
     "haze": Haze(),
     "shake": Blur(**SHAKE, **ALIKE),
     "motion": Blur(**{**SHAKE, **ALIKE, "motion_share": 1.0}),
@@ -226,6 +239,7 @@ def test_wrong_severity_is_refused(name, severity, photo):
         (Noise, {"severity": [0, 2]}, "severity"),
         (Rain, {"angle": [-80, 0]}, "angle"),
         (Rain, {"veil_share": 1.2}, "veil_share"),
+        (Rain, {"measured_share": 0.1}, "layers"),
         (Haze, {"beta": -1}, "beta"),
         (Haze, {"airlight": [0.7, 255]}, "airlight"),
         (Haze, {"glow_share": 2}, "glow_share"),
