@@ -45,15 +45,27 @@ def hazy() -> tuple[np.ndarray, np.ndarray]:
     return (damage.apply(image, [drawn])[0] * 255).round().byte().permute(1, 2, 0).numpy(), clean
 
 
-def test_an_affine_function_is_found_and_a_flat_picture_keeps_its_contrast():
+def test_an_affine_function_is_found():
     before = texture(40, 60)
     factors, added = torch.tensor([1.5, 2.0, 3.0])[:, None, None], torch.tensor([-0.2, 0.1, -0.5])[:, None, None]
     gain, offset = fit_affine(before, factors * before + added, reach=6)
     assert torch.allclose(gain, factors.expand_as(gain), atol=0.01)
     assert torch.allclose(offset, added.expand_as(offset), atol=0.01)
-    gain, offset = fit_affine(torch.full((3, 40, 60), 0.6), torch.full((3, 40, 60), 0.2), reach=6)
-    assert torch.allclose(gain, torch.ones_like(gain), atol=0.01)
-    assert torch.allclose(offset, torch.full_like(offset, -0.4), atol=0.01)
+
+
+def test_no_contrast_is_lost_and_what_gets_darker_gains_some():
+    before = 0.4 + 0.2 * texture(40, 60)
+    gain, offset = fit_affine(before, 0.5 * before + 0.3, reach=40)  # as bright as before, half the contrast
+    assert torch.allclose(gain, torch.ones_like(gain), atol=1e-3)
+    assert (gain * before + offset).mean().item() == pytest.approx((0.5 * before + 0.3).mean().item(), abs=1e-3)
+    flat = torch.full((3, 40, 60), 0.6)
+    gain, offset = fit_affine(flat, torch.full((3, 40, 60), 0.2), reach=6)
+    assert torch.allclose(gain, torch.full_like(gain, 0.8 / 0.4), atol=1e-3)  # where the air is white
+    assert torch.allclose(gain * flat + offset, torch.full_like(flat, 0.2), atol=1e-3)
+    gain, _ = fit_affine(torch.full((3, 9, 9), 0.97), torch.full((3, 9, 9), 0.2), reach=2)
+    assert gain.max().item() == pytest.approx(4)
+    gain, _ = fit_affine(flat, torch.full((3, 40, 60), 0.9), reach=6)
+    assert torch.allclose(gain, torch.ones_like(gain), atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(150, 200), (307, 611), (1, 1), (5, 900)])

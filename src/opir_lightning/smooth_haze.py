@@ -5,6 +5,9 @@ transmission t is the same, and t changes with the distance alone. A network tha
 draws bands into a sky that shows nothing. So what it made of a hazy picture is replaced by the affine functions that
 come nearest to it around every pixel: a guided filter, whose guide is the picture itself, on small copies of both.
 
+And it is kept to what haze can do: t is at most 1, so that contrast never shrinks, and no air is brighter than white,
+so that what got darker gained contrast. A network that is wrong about fog against the light leaves it dark and flat.
+
 Scores are computed without it: it belongs to the files that people look at, as rounding does.
 
 Sources: He, Sun and Tang, Guided Image Filtering, TPAMI 2013; on small copies: He and Sun, arXiv 1505.00996.
@@ -26,7 +29,8 @@ HazeMode = Literal["smooth", "raw"]
 
 LONGEST = 256  # cells on the longer side of the small copies
 REACH = 1 / 16  # of the longer side: half a window. See experiments/five_task
-FLAT = 1e-4  # variance in a window below which its contrast stays as it is, so that noise does not grow in a flat sky
+FLAT = 1e-4  # variance below which a window says little about what became of its contrast
+DENSEST = 4.0  # contrast that is gained at most where haze asks for it: a transmission of a quarter
 LEAST = 0.02  # share of haze in the code below which nothing is done
 
 
@@ -86,20 +90,29 @@ class SmoothHaze:
 
 
 def fit_affine(before: Tensor, after: Tensor, *, reach: int) -> tuple[Tensor, Tensor]:
-    """The affine functions that turn one picture into the other, around every pixel.
+    r"""The affine functions that turn a hazy picture into the other, around every pixel.
+
+    With means over a window, the gain is
+
+    .. math:: g = \max\left(\frac{\mathrm{cov}(I, J) + e}{\mathrm{var}(I) + e},\ 1,\
+        \frac{1 - \bar J}{1 - \bar I}\right)
+
+    the last of which is at most 4 and counts where the window got darker: it is what the scattering model has with air
+    of brightness 1. The offset leaves the mean of J as it is.
 
     Args:
-        before, after: ``(C, H, W)`` float32; each channel has functions of its own.
+        before, after: I and J, ``(C, H, W)`` float32; each channel has functions of its own.
         reach: half a window, in pixels; at the edges windows are smaller.
 
     Returns:
-        Gain and offset, ``(C, H, W)`` each, means over the windows that a pixel is in. Where ``before`` is flat the
-        gain is 1.
+        Gain and offset, ``(C, H, W)`` each, means over the windows that a pixel is in.
     """
     mean_before, mean_after = _window_mean(before, reach), _window_mean(after, reach)
     variance = _window_mean(before * before, reach) - mean_before * mean_before
     covariance = _window_mean(before * after, reach) - mean_before * mean_after
-    gain = (covariance + FLAT) / (variance + FLAT)
+    gain = ((covariance + FLAT) / (variance + FLAT)).clamp(min=1)
+    of_white_air = ((1 - mean_after) / (1 - mean_before).clamp(min=0.01)).clamp(max=DENSEST)
+    gain = torch.where(mean_after < mean_before, torch.maximum(gain, of_white_air), gain)
     offset = mean_after - gain * mean_before
     return _window_mean(gain, reach), _window_mean(offset, reach)
 
