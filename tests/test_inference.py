@@ -288,8 +288,8 @@ def test_automatic_tiles_begin_beyond_a_megapixel():
 
 def test_automatic_tiles_fit_into_the_memory_that_is_free(model, monkeypatch):
     assert choose_tile("auto", 500, 500, fitting=250_000) is None
-    assert choose_tile("auto", 500, 500, fitting=249_999) == 192  # windows of 448, with an overlap of 128 on every side
-    assert choose_tile("auto", 5000, 5000, fitting=448**2 - 1) == 96
+    assert choose_tile("auto", 500, 500, fitting=249_999) == 128  # windows of 384, with an overlap of 128 on every side
+    assert choose_tile("auto", 5000, 5000, fitting=384**2 - 1) == 64
     assert choose_tile("auto", 5000, 5000, fitting=1) == SMALLEST_TILE
     restorer = Restorer(model, device="cpu")
     monkeypatch.setattr("opir_lightning.restorer.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opir_lightning.models import OPIR
 
 WHOLE_LIMIT = 2**20  # pixels up to which a picture is restored in one piece
-AUTO_TILE = 384
+AUTO_TILE = 512  # as many pixels of windows as 2.25 times the picture has
 SMALLEST_TILE = 64  # smaller ones would be all overlap
 # The receptive field is larger, but what lies farther away hardly counts: of opir_small, with 112 a hazy photograph in
 # tiles of 512 came out up to 3 of 255 levels different, with 128 in none.
@@ -195,7 +195,7 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 
 def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int | None = None) -> int | None:
-    """Resolve ``"auto"``: one piece up to a megapixel, tiles of 384 beyond, and less where that does not fit.
+    """Resolve ``"auto"``: one piece up to a megapixel, tiles of 512 beyond, and less where that does not fit.
 
     Args:
         tile: as given; anything but ``"auto"`` is returned.

@@ -139,7 +139,7 @@ class Restorer:
             image: ``(3, H, W)`` or ``(B, 3, H, W)`` tensor, float in [0, 1], uint8 or uint16; ``(H, W, 3)`` or
                 ``(H, W)`` array, alike; a PIL picture; or the path of one.
             task: name of the degradation where it is known; None or ``"auto"`` estimates it.
-            tile: side of a tile in pixels, None for one piece; ``"auto"``: one piece up to a megapixel, 384 beyond,
+            tile: side of a tile in pixels, None for one piece; ``"auto"``: one piece up to a megapixel, 512 beyond,
                 and less where the free memory is too small for it.
             overlap: as in `restore_tiled`.
             strength: from 0, the picture as it is, to 1, the restoration.
