@@ -45,7 +45,7 @@ def pairs(tmp_path: Path, streaks: np.ndarray) -> Path:
     colours = np.random.default_rng(0).integers(0, 120, (120, 160, 3)).astype(np.uint8)
     colours[:60, :, 2] = 250  # what is lit in one colour has room for rain in the others
     save_pair(tmp_path, "one", colours, streaks)
-    save_pair(tmp_path, "two", colours, streaks[:, ::-1])
+    save_pair(tmp_path, "two [2]", colours, streaks[:, ::-1])
     return tmp_path
 
 
@@ -60,7 +60,7 @@ def test_pairs_with_much_white_are_left_out(pairs, streaks):
     white[:20] = 255
     save_pair(pairs, "white", white, streaks)
     assert len(read_layers([pairs])) == 2
-    for name in ("one", "two"):
+    for name in ("one", "two [2]"):
         (pairs / "input" / f"{name}.png").unlink()
     with pytest.raises(UserError, match="much is white"):
         read_layers([pairs])
@@ -69,14 +69,14 @@ def test_pairs_with_much_white_are_left_out(pairs, streaks):
 def test_folders_without_pairs_are_named(pairs, tmp_path):
     with pytest.raises(UserError, match=r"nowhere.*no rainy pictures"):
         read_layers([tmp_path / "nowhere"])
-    (pairs / "target" / "two.png").rename(pairs / "target" / "other.png")
-    with pytest.raises(UserError, match=r"two\.png' has no partner"):
+    (pairs / "target" / "two [2].png").rename(pairs / "target" / "other.png")
+    with pytest.raises(UserError, match=r"two \[2\]\.png' has no partner"):
         read_layers([pairs])
-    (pairs / "target" / "two.jpg").write_text("no picture")
-    with pytest.raises(UserError, match=r"two\.jpg' cannot be read"):
+    (pairs / "target" / "two [2].jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"two \[2\]\.jpg' cannot be read"):
         read_layers([pairs])
-    save_pair(pairs, "two", np.zeros((120, 160, 3), np.uint8), np.zeros((120, 160), np.uint8), size=(80, 60))
-    (pairs / "target" / "two.jpg").unlink()
+    save_pair(pairs, "two [2]", np.zeros((120, 160, 3), np.uint8), np.zeros((120, 160), np.uint8), size=(80, 60))
+    (pairs / "target" / "two [2].jpg").unlink()
     with pytest.raises(UserError, match="differ in size"):
         read_layers([pairs])
     with pytest.raises(UserError, match="layers names no folders"):

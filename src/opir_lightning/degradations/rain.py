@@ -38,10 +38,8 @@ ADDED = 0.6  # brightness of rain that only adds, as a part of the other's: in R
 GRID = 4  # knots of the gusts and of the veil on each axis
 SLIMNESS = 12.0  # least length over width, defocus included; below 8 it looks like snow or confetti
 CROWDING = 1.5  # exponent of the severity in the number of streaks
-MEASURED_STRENGTH = (
-    0.275,
-    1.1,
-)  # at severity 1, and exponent: about what the drawn rain has (experiments/degradations)
+# Of rain from pairs, root of the mean square at severity 1, and exponent: about what the drawn rain has.
+MEASURED_STRENGTH = (0.275, 1.1)
 FAINTEST = 0.5  # their brightness at severity 0, as a part of that at severity 1
 
 

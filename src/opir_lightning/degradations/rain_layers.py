@@ -62,7 +62,7 @@ def read_layers(folders: Sequence[str | Path]) -> list[np.ndarray]:
         if not rainy:
             raise UserError(f"layers: '{folder}' has no rainy pictures in 'input' ({', '.join(PICTURES)}).")
         for path in rainy:
-            partners = sorted((folder / "target").glob(f"{path.stem}.*"))
+            partners = sorted(other for other in (folder / "target").glob("*") if other.stem == path.stem)
             if not partners:
                 raise UserError(f"layers: '{path}' has no partner of that name in '{folder / 'target'}'.")
             with_rain, without = _read(path), _read(partners[0])
