@@ -55,7 +55,7 @@ def read_layers(folders: Sequence[str | Path]) -> list[np.ndarray]:
         UserError: a folder has no pairs, or all of them are left out, a picture cannot be read, or two of a pair
             differ in size.
     """
-    layers = []
+    layers: list[np.ndarray] = []
     for folder in map(Path, folders):
         before = len(layers)
         rainy = sorted(path for path in (folder / "input").glob("*") if path.suffix.lower() in PICTURES)
