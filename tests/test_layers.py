@@ -47,10 +47,10 @@ MAY_KNOW = {
     "inference": {"models", "tiling", *BASE},
     "highlights": {"inference", "models", *BASE},
     "smooth_haze": BASE,
+    "finishing": {"highlights", "models", "smooth_haze", *BASE},
     "restorer": {
-        *("checkpoints", "highlights", "hub", "inference", "memory", "model_card", "models", "picture_files"),
-        "smooth_haze",
-        *BASE,
+        *("checkpoints", "finishing", "hub", "inference", "memory", "model_card", "models", "picture_files"),
+        *("highlights", "smooth_haze", *BASE),
     },
     "data": {"degradations", *BASE},
     "comparison": {

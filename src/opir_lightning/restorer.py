@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from opir_lightning.errors import UserError
-from opir_lightning.highlights import Highlights, check_highlights, keep_highlights, measure_tone
+from opir_lightning.finishing import Finishing
+from opir_lightning.highlights import Highlights
 from opir_lightning.inference import (
     LEVELS,
     Progress,
@@ -26,11 +27,12 @@ from opir_lightning.inference import (
 )
 from opir_lightning.memory import free_memory
 from opir_lightning.picture_files import read_picture, to_rgb
-from opir_lightning.smooth_haze import HazeMode, SmoothHaze, check_haze
+from opir_lightning.smooth_haze import HazeMode
 from opir_lightning.types import Code, PixelOperator, Restoration
 
 MEMORY_SHARE = 0.5  # of the free memory that a window may take
 ROWS_AT_ONCE = 64  # of a finished band, while it becomes integers
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> array, as numpy.empty
 
@@ -217,14 +219,11 @@ class Restorer:
         if pixels.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"expected uint8 or uint16 pixels, got {pixels.dtype}")
         _check_strength(strength)
-        check_highlights(highlights)
-        check_haze(haze)
         image = _as_batch(pixels)
         code = self._code(image, task)
-        tone = None
-        if highlights == "keep":
-            tone = measure_tone(self.model, image, code, strength=strength, dtype=self.dtype)
-        air = SmoothHaze.of(self.tasks, code, *pixels.shape[:2]) if haze == "smooth" else None
+        finishing = Finishing(
+            self.model, image, code, strength=strength, dtype=self.dtype, highlights=highlights, haze=haze
+        )
         refined = allocate(pixels.shape, pixels.dtype)
         uncertainty = allocate(pixels.shape[:2], np.float32) if with_uncertainty else None
         for band in restore_bands(
@@ -239,21 +238,16 @@ class Restorer:
         ):
             for rows in _split(band.rows):
                 inside = slice(rows.start - band.rows.start, rows.stop - band.rows.start)
-                part = band.refined[0, :, inside]
-                if tone is not None:
-                    part = keep_highlights(
-                        as_float(image[0, :, rows], part.device), band.coarse[0, :, inside], part, tone
-                    )
-                if air is not None:
-                    air.watch(rows, as_float(image[0, :, rows], part.device), part)
+                before = as_float(image[0, :, rows], CPU)
+                part = finishing.rows(rows, before, band.coarse[0, :, inside], band.refined[0, :, inside])
                 _store(part, refined[rows])
             if uncertainty is not None:
                 uncertainty[band.rows] = band.uncertainty[0, 0].numpy()
-        if air is not None:
+        if finishing.again:
             restored = torch.from_numpy(refined).permute(2, 0, 1)
             for rows in _split(slice(0, pixels.shape[0])):
-                before, after = (as_float(part[:, rows], torch.device("cpu")) for part in (image[0], restored))
-                _store(air.smooth(rows, before, after), refined[rows])
+                before, after = (as_float(part[:, rows], CPU) for part in (image[0], restored))
+                _store(finishing.whole(rows, before, after), refined[rows])
                 if progress:
                     progress(1, 1)  # all tiles are done, but pages of large pictures have to be released
         return refined, uncertainty
