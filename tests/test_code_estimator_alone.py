@@ -136,6 +136,19 @@ def test_the_estimator_learns_what_comes_out_best(script, bank):
     assert model.detach_between_stages
 
 
+def test_what_a_label_says_is_learned_and_nothing_else(script, bank):
+    model = script.grown(load_model("opir_tiny")[0], label_aware=True)
+    before = {name: value.clone() for name, value in model.code_estimator.state_dict().items()}
+    blind, first = (script.restored_psnr(model, model.code_estimator, bank, told=told) for told in (False, True))
+    torch.manual_seed(0)
+    settings = {"steps": 16, "every": 16, "harm": [1.0] * 6, "lr": 1.0, "batch_size": 8}
+    (last,) = script.learn_restoring(model, bank, told=True, **settings)
+    changed = [name for name, value in last.state_dict().items() if not torch.equal(before[name], value)]
+    assert changed == ["label.weight"]
+    assert script.restored_psnr(model, last, bank, told=True) > first + 0.1
+    assert script.restored_psnr(model, last, bank) == blind
+
+
 @pytest.mark.slow
 def test_the_commands_leave_the_rest_of_the_network_alone(tmp_path):
     weights, later = tmp_path / "new.safetensors", tmp_path / "later.safetensors"

@@ -173,6 +173,24 @@ def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights, d
             assert (tiled != whole).mean() < 0.01
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this process compiles kernels for its GPU; run with -m gpu")
+def test_tiles_restored_by_the_kernels_of_a_gpu_are_those_of_the_cpu():
+    """Under Triton's interpreter, so on a small part; windows of several sizes, at all borders, on and off the grid."""
+    pytest.importorskip("triton", reason="the package 'triton' is not installed")
+    photograph = Path(opir_lightning.__file__).parent / "data" / "demo" / "heldout" / "friends.jpg"
+    damaged = (np.array(Image.open(photograph).convert("RGB"))[100:161, 100:183] * 0.3).astype(np.uint8)
+    on_cpu, by_kernels = (Restorer.from_pretrained("opir_tiny", device="cpu") for _ in range(2))
+    by_kernels.model.backend = "triton"
+    for tile in (None, 40, 64):
+        want, sure = on_cpu.restore_pixels(damaged, tile=tile, overlap=12, haze="raw")
+        got, also_sure = by_kernels.restore_pixels(damaged, tile=tile, overlap=12, haze="raw")
+        assert np.abs(got.astype(int) - want).max() <= 1, tile
+        assert (got != want).mean() < 0.001
+        np.testing.assert_allclose(also_sure, sure, atol=1e-4)
+    assert np.abs(want.astype(int) - damaged).mean() > 10  # something was done
+
+
 def test_every_kind_of_input_means_the_same_picture(model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")

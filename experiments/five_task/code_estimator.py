@@ -1,7 +1,7 @@
 """Train the estimator of a network's code alone, on far more pictures than a training of everything has time for.
 
 python experiments/five_task/code_estimator.py name WEIGHTS BANK... --check BANK -o FILE [--epochs N] [--width W]
-python experiments/five_task/code_estimator.py restore WEIGHTS BANK... --check BANK -o FILE [--steps N]
+python experiments/five_task/code_estimator.py restore WEIGHTS BANK... --check BANK -o FILE [--steps N] [--told]
 
 The estimator is a small part that judges a picture by statistics of its crops; `code_bank.py` gathers them. The rest of
 the network stays as it is.
@@ -12,7 +12,7 @@ may get wider.
 
 `restore` learns what comes out best: the fixed network restores a part of every picture with the code, and the error of
 that is the loss, beside the names. A severity that is learned by itself is a mean over what cannot be told apart, as
-likely as not good for none of it.
+likely as not good for none of it. With --told nothing changes but what a given label says to the severity.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,12 +150,13 @@ def restoration_loss(model: OPIR, code: Code, batch: Statistics, harm: Tensor | 
 
 
 @torch.no_grad()
-def restored_psnr(model: OPIR, estimator: CodeEstimator, bank: Statistics) -> float:
-    """Mean PSNR of the pieces in dB, at most 60."""
+def restored_psnr(model: OPIR, estimator: CodeEstimator, bank: Statistics, *, told: bool = False) -> float:
+    """Mean PSNR of the pieces in dB, at most 60; with their labels given or without."""
     values = []
     for batch in batches(bank, torch.arange(len(bank.task)), 100):
         with torch.autocast("cpu", torch.bfloat16):
-            restored = model(batch.piece, estimator.judge(batch.met)).refined.float().clamp(0, 1)
+            code = estimator.judge(batch.met, batch.task if told else None)
+            restored = model(batch.piece, code).refined.float().clamp(0, 1)
         values.append(-10 * ((restored - batch.good).square().mean((1, 2, 3)) + 1e-6).log10())
     return torch.cat(values).mean().item()
 
@@ -168,6 +170,7 @@ def learn_restoring(
     harm: Sequence[float],
     harm_dark: float = 1.0,
     dark_share: float = 1.0,
+    told: bool = False,
     lr: float = 4e-4,
     batch_size: int = 64,
     names_weight: float = 0.5,
@@ -183,6 +186,7 @@ def learn_restoring(
         harm_dark: factor of those that are dark by nature.
         dark_share: so many of these are taken. They look like those in low light, and the more there are, the more of
             the latter are left dark.
+        told: the labels are given, and only what they say to the severity is learned.
         lr: largest learning rate.
         batch_size: pictures.
         names_weight: of the cross-entropy of the names, as damaged and as met, beside the logarithm of the error.
@@ -193,8 +197,9 @@ def learn_restoring(
     behind = deepcopy(model).eval().requires_grad_(False)
     behind.detach_between_stages = False  # else the code would not learn what it does in stage 1
     learning, averaged = deepcopy(behind.code_estimator), deepcopy(behind.code_estimator)
-    learning.mlp.requires_grad_(True)
-    parameters = list(learning.mlp.parameters())
+    part = learning.label if told else learning.mlp
+    assert part is not None
+    parameters = list(part.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
@@ -209,11 +214,11 @@ def learn_restoring(
         chosen = numbers[torch.randint(len(numbers), (batch_size,))]
         (batch,) = batches(bank, chosen, batch_size)
         heard = torch.randperm(crops)[: counts[int(torch.randint(len(counts), ()))]]
-        met, plain = learning.judge(batch.met[heard]), learning.judge(batch.plain[heard])
+        met = learning.judge(batch.met[heard], batch.task if told else None)
         harmed = weights[batch.task] * (1 + (harm_dark - 1) * dark[chosen])
         harmed = harmed / harmed.mean()
         loss = restoration_loss(behind, met, batch, harmed)[1]
-        for code in (met, plain):
+        for code in () if told else (met, learning.judge(batch.plain[heard])):
             wrong = F.cross_entropy(code.task_logits, batch.task, reduction="none")
             loss = loss + names_weight * (harmed * wrong).mean()
         optimizer.zero_grad()
@@ -222,10 +227,17 @@ def learn_restoring(
         optimizer.step()
         rate.step()
         with torch.no_grad():
-            for mean, value in zip(averaged.mlp.parameters(), parameters, strict=True):
+            for mean, value in zip((averaged.label if told else averaged.mlp).parameters(), parameters, strict=True):
                 mean.lerp_(value, 1 - min(0.998, step / (step + 10)))
         if step % every == 0 or step == steps:
             yield averaged
+
+
+def grown(model: OPIR, **settings: Any) -> OPIR:
+    """The same function as a network with these settings."""
+    larger = OPIR.from_settings({**model.settings, **settings})
+    grow(model, larger)
+    return larger.eval()
 
 
 def main() -> None:
@@ -243,6 +255,8 @@ def main() -> None:
     restoring.add_argument("--harm", type=float, default=1.2, help="what undamaged and noisy pictures count")
     restoring.add_argument("--harm-dark", type=float, default=1.0, help="times that for those dark by nature")
     restoring.add_argument("--dark", type=float, default=1.0, help="share of these that is taken")
+    restoring.add_argument("--lr", type=float, default=4e-4, help="largest learning rate; with --told take 50 times that")
+    restoring.add_argument("--told", action="store_true", help="learn what a given label says, and nothing else")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model, header = load_model(arguments.weights)
@@ -252,23 +266,26 @@ def main() -> None:
     if arguments.command == "name":
         severity = wanted(old, bank)
         if arguments.width is not None:
-            wider = OPIR.from_settings({**model.settings, "code_width": arguments.width})
-            grow(model, wider)
-            model = wider.eval()
+            model = grown(model, code_width=arguments.width)
         harm = [HARM.get(task, 1.0) for task in model.tasks]
         epochs = arguments.epochs
         training = learn_names(model.code_estimator, bank, severity, epochs=epochs, harm=harm)
         total, about = epochs, {"epochs": epochs}
     else:
-        chosen = {name: getattr(arguments, name) for name in ("steps", "harm_dark")}
+        if arguments.told:
+            model = grown(model, label_aware=True)
+        chosen = {name: getattr(arguments, name) for name in ("steps", "harm_dark", "told", "lr")}
         harm = [arguments.harm if task in HARM else 1.0 for task in model.tasks]
         training = learn_restoring(model, bank, every=300, harm=harm, dark_share=arguments.dark, **chosen)
         total, about = -(-arguments.steps // 300), {**chosen, "harm": arguments.harm, "dark": arguments.dark}
 
     def scores(estimator: CodeEstimator) -> dict[str, float]:
-        return {**measure(estimator, check, checked), "psnr": restored_psnr(model, estimator, check)}
+        psnr = {"psnr": restored_psnr(model, estimator, check)}
+        if arguments.command == "restore" and arguments.told:
+            psnr["told"] = restored_psnr(model, estimator, check, told=True)
+        return {**measure(estimator, check, checked), **psnr}
 
-    before = after = scores(old)
+    before = after = scores(model.code_estimator)
     print(before)
     for estimator in (bar := tqdm(training, total=total)):
         after = scores(estimator)

@@ -39,18 +39,23 @@ def trained_looking(net: OPIR) -> OPIR:
         {"width": 16},
         {"width": 24, "features": 6},
         {"code_width": 130},
+        {"code_width": 130, "label_aware": True},
         {"encoder_blocks": [2, 1], "decoder_blocks": [1, 3], "middle_blocks": 3},
         {"width": 16, "encoder_blocks": [2, 2, 1], "middle_blocks": 1, "decoder_blocks": [2, 2, 1], "features": 6},
     ],
 )
-@pytest.mark.parametrize("common", [{}, {"task_parameters": "before"}, {"shared_predictor": False, "unshuffle": 4}])
+@pytest.mark.parametrize(
+    "common",
+    [{}, {"task_parameters": "before"}, {"shared_predictor": False, "unshuffle": 4, "label_aware": True}],
+)
 def test_the_larger_network_computes_what_the_smaller_one_does(changes, common):
     small = trained_looking(make(**common))
     large = make(**{**common, **changes})
     image = torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(2))
     grow(small, large)
     with torch.no_grad():
-        want, got = small(image), large(image)
+        task = torch.tensor([1, -1])
+        want, got = small(image, task=task), large(image, task=task)
     assert (want.refined - image).abs().max() > 0.05
     for name, value in want._asdict().items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-5, msg=name)

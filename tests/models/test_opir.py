@@ -106,6 +106,20 @@ def test_a_given_label_replaces_the_estimate_and_minus_one_does_not():
     torch.testing.assert_close(code.task[1], code.task_logits[1].softmax(0))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (70, 96)])
+def test_a_given_label_speaks_in_the_severity_and_not_in_the_names(size):
+    net = trained_looking(make(label_aware=True))
+    image = torch.cat([picture(*size), picture(*size, seed=5)])
+    blind, given = net.estimate_code(image), net.estimate_code(image, torch.tensor([2, -1]))
+    assert (given.severity[0] - blind.severity[0]).abs().max() > 1e-3
+    assert not torch.allclose(given.severity[0], net.estimate_code(image, torch.tensor([1, -1])).severity[0])
+    assert torch.equal(given.task_logits, blind.task_logits)
+    torch.testing.assert_close(given.severity[1], blind.severity[1])
+    new = make(label_aware=True)  # at its start it does not listen yet
+    told = new.estimate_code(image, torch.tensor([2, 1]))
+    torch.testing.assert_close(told.severity, new.estimate_code(image).severity)
+
+
 def test_what_the_crops_of_a_picture_say_adds_up():
     """Four equal quarters are four witnesses that say the same: four times the logits, the severity of one."""
     estimator = CodeEstimator(tasks=3, severity_size=2, crop=32, crops_per_side=4, hidden=96).eval()

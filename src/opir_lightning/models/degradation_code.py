@@ -81,9 +81,13 @@ class CodeEstimator(nn.Module):
         crop: side of a crop in pixels; at most that of the training crops.
         crops_per_side: at most this many crops along each side of the picture.
         hidden: width of the two hidden layers.
+        label_aware: let a given label speak in the severity. Without it a picture that could be dark by nature has the
+            severity of something between that and one in low light, even where it was said which of them it is.
     """
 
-    def __init__(self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int) -> None:
+    def __init__(
+        self, *, tasks: int, severity_size: int, crop: int, crops_per_side: int, hidden: int, label_aware: bool = False
+    ) -> None:
         super().__init__()
         self.tasks, self.crop, self.crops_per_side = tasks, crop, crops_per_side
         self.outputs = tasks + severity_size
@@ -95,6 +99,9 @@ class CodeEstimator(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, self.outputs),
         )
+        self.label = nn.Linear(tasks, hidden, bias=False) if label_aware else None
+        if self.label is not None:
+            nn.init.zeros_(self.label.weight)
 
     def forward(self, image: Tensor, task: Tensor | None = None, heard: Tensor | None = None) -> Code:
         """Code of each picture.
@@ -137,7 +144,14 @@ class CodeEstimator(nn.Module):
             task, heard: as in `forward`.
         """
         per_image = len(statistics)
-        out = self.mlp(self.norm(statistics.flatten(0, 1))).view(per_image, -1, self.outputs)
+        seen = self.norm(statistics.flatten(0, 1))
+        out = self.mlp(seen).view(per_image, -1, self.outputs)
+        if task is not None and self.label is not None:
+            # Only what is said of the severity: the names stay a judgement of the picture.
+            given = F.one_hot(task.clamp_min(0), self.tasks).to(seen) * (task >= 0)[:, None].to(seen)
+            informed = self.mlp[0](seen).view(per_image, len(task), -1) + self.label(given)
+            informed = self.mlp[1:](informed)
+            out = torch.cat([out[..., : self.tasks], informed[..., self.tasks :]], dim=2)
         if heard is None:
             total = out.sum(0)
             return self._code(total, total / per_image, task)

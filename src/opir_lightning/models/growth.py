@@ -3,7 +3,7 @@
 Channels are repeated, and what reads them divides their weights among the copies, unevenly, or the copies would stay
 the same for ever; layer normalisation over repeated channels gives what it gave. New blocks start as the identity, as
 in a new network, and new levels behind an upsampling of zeros. New hidden numbers of the code's estimator are not read
-yet.
+yet, and a label says nothing yet where it was not heard.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from opir_lightning.models.blocks import GatedBlock
 from opir_lightning.models.opir import OPIR
 from opir_lightning.models.predictor import OperatorPredictor
 
-GROWING = ("width", "encoder_blocks", "middle_blocks", "decoder_blocks", "features", "code_width")
+GROWING = ("width", "encoder_blocks", "middle_blocks", "decoder_blocks", "features", "code_width", "label_aware")
 FREE = ("code_crop", "code_crops", "padding", "backend", "fused", "detach_between_stages")  # no weight depends on them
 UNEVEN = 0.3  # deviation of a copy's share of a weight, relative to an even share
 
@@ -46,7 +46,7 @@ def grow(small: OPIR, large: OPIR, *, seed: int = 0) -> None:
     pairs = list(zip(small.stages, large.stages, strict=True))
     plans = [_Plan(old.predictor, new.predictor) for old, new in pairs]
     own, given = large.state_dict(), small.state_dict()
-    for name in ("features", "code_width"):
+    for name in ("features", "code_width", "label_aware"):
         if large.settings[name] < small.settings[name]:
             raise UserError(
                 f"{name} is {small.settings[name]} there and {large.settings[name]} here; it cannot shrink."
@@ -69,7 +69,7 @@ def _more_features(name: str, given: Tensor, own: Tensor, features: int) -> Tens
     """What stands beside the predictor: as given; new features and hidden numbers are not read yet."""
     if given.shape == own.shape:
         return given
-    if name.startswith("code_estimator.mlp."):
+    if name.startswith(("code_estimator.mlp.", "code_estimator.label.")):
         wider = own.clone()
         wider[: len(given)] = 0  # what was there does not read what is new
         wider[tuple(slice(size) for size in given.shape)] = given

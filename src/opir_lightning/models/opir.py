@@ -65,6 +65,7 @@ class OPIR(nn.Module):
             it shows the training how the evidence of several crops adds up.
         code_crops: at most this many crops along each side of the picture.
         code_width: of the two hidden layers that the code is estimated by.
+        label_aware: let a given label speak in the estimate of the severity.
         padding: what the operator sees beyond the border.
         backend: of the operator convolution.
         fused: predict the taps where they are applied, without storing them; otherwise in separate steps.
@@ -96,6 +97,7 @@ class OPIR(nn.Module):
         code_crop: int = 64,
         code_crops: int = 4,
         code_width: int = 96,
+        label_aware: bool = False,
         padding: Padding = "reflect",
         backend: Backend = "auto",
         fused: bool = True,
@@ -123,6 +125,7 @@ class OPIR(nn.Module):
             crop=code_crop,
             crops_per_side=code_crops,
             hidden=code_width,
+            label_aware=label_aware,
         )
         aware = task_parameters == "after"
         task_aware = [
