@@ -255,7 +255,9 @@ def main() -> None:
     restoring.add_argument("--harm", type=float, default=1.2, help="what undamaged and noisy pictures count")
     restoring.add_argument("--harm-dark", type=float, default=1.0, help="times that for those dark by nature")
     restoring.add_argument("--dark", type=float, default=1.0, help="share of these that is taken")
-    restoring.add_argument("--lr", type=float, default=4e-4, help="largest learning rate; with --told take 50 times that")
+    restoring.add_argument(
+        "--lr", type=float, default=4e-4, help="largest learning rate; with --told take 50 times that"
+    )
     restoring.add_argument("--told", action="store_true", help="learn what a given label says, and nothing else")
     arguments = parser.parse_args()
     torch.manual_seed(0)

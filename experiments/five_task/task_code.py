@@ -64,6 +64,17 @@ def measure(model: OPIR, met: EvaluationSet, before: EvaluationSet | None = None
     }
 
 
+def validation_data(overrides: list[str]) -> Any:
+    """The data of five_task with all its validation photographs, and its own settings changed like this."""
+    register_schemas()
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        config = compose("train", ["experiment=five_task", "run_dir=.", "data.packs=memory", *overrides])
+    data = instantiate(check_keys(config)["data"], _convert_="all")
+    data.val_pictures = None
+    data.prepare_sets()
+    return data
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
@@ -72,12 +83,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=HERE / "task_code.json")
     arguments = parser.parse_args()
     model, _ = load_model(arguments.weights)
-    register_schemas()
-    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        config = compose("train", ["experiment=five_task", "run_dir=.", "data.packs=memory", *arguments.overrides])
-    data = instantiate(check_keys(config)["data"], _convert_="all")
-    data.val_pictures = None
-    data.prepare_sets()
+    data = validation_data(arguments.overrides)
     rows: dict[str, Any] = {}
     for whole in tqdm(data.val_sets, desc="sets"):
         sources = [whole.source]
