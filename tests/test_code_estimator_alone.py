@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import subprocess
 import sys
@@ -171,14 +170,20 @@ def test_the_commands_leave_the_rest_of_the_network_alone(tmp_path):
         100,
     )
     run("code_estimator.py", "restore", weights, banks[0], "-o", later, "--check", banks[1], "--steps", 3)
+    told = tmp_path / "told.safetensors"
+    run("code_estimator.py", "restore", later, banks[0], "-o", told, "--check", banks[1], "--steps", 3, "--told")
     old, new = load_model("opir_tiny")[0].state_dict(), load_model(later)[0].state_dict()
     assert new["code_estimator.mlp.0.weight"].shape[0] == 100
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.startswith("code_estimator.mlp") for name in changed)
-    about = read_header(later).metadata["code"]
-    assert [one["pictures"] for one in about] == [32, 32]
-    assert json.dumps(about[1]["after"])
+    listening = load_model(told)[0].state_dict()
+    assert {name for name in new if not torch.equal(new[name], listening[name])} == {"code_estimator.label.weight"}
+    about = read_header(told).metadata["code"][-3:]  # behind what was done to the packaged weights
+    assert [one["pictures"] for one in about] == [32, 32, 32]
+    assert [one.get("told") for one in about] == [None, False, True]
+    assert about[1]["after"]["psnr"] > 0
+    assert about[2]["before"]["psnr"] == about[2]["after"]["psnr"]
 
 
 def run(script, *arguments):
