@@ -176,9 +176,11 @@ def test_the_commands_leave_the_rest_of_the_network_alone(tmp_path):
     assert new["code_estimator.mlp.0.weight"].shape[0] == 100
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
-    assert all(name.startswith("code_estimator.mlp") for name in changed)
+    label = "code_estimator.label.weight"
+    assert all(name.startswith("code_estimator.mlp") for name in changed - {label})
+    assert torch.equal(new[label][:96], old[label])  # wider than it was, and else untouched
     listening = load_model(told)[0].state_dict()
-    assert {name for name in new if not torch.equal(new[name], listening[name])} == {"code_estimator.label.weight"}
+    assert {name for name in new if not torch.equal(new[name], listening[name])} == {label}
     about = read_header(told).metadata["code"][-3:]  # behind what was done to the packaged weights
     assert [one["pictures"] for one in about] == [32, 32, 32]
     assert [one.get("told") for one in about] == [None, False, True]
