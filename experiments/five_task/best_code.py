@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 import torch
-from task_code import CENTRE, HERE, SEVERITIES, validation_data
+from task_code import CENTRE, HERE, SEVERITIES, damaged, validation_data
 from torch import Tensor
 from tqdm import tqdm
 
@@ -88,17 +88,8 @@ def main() -> None:
     data, rows = validation_data(arguments.overrides), {}
     damages = [(whole, severity) for whole in data.val_sets if whole.name != "undamaged" for severity in SEVERITIES]
     for whole, severity in tqdm(damages):
-        damaged = EvaluationSet(
-            whole.name,
-            whole.source,
-            whole.items,
-            tasks=model.tasks,
-            store=whole.store,
-            severity=(severity, severity),
-            centre=CENTRE,
-        )
         name = f"{whole.name} {severity:g}"
-        rows[name] = measure(model, damaged, arguments.pictures, arguments.steps)
+        rows[name] = measure(model, damaged(whole, model.tasks, severity), arguments.pictures, arguments.steps)
         tqdm.write(f"{name:16} " + "  ".join(f"{kind} {value:.2f}" for kind, value in rows[name].items()))
     record = {"meta": provenance(), "weights": arguments.weights, "pictures": arguments.pictures, "rows": rows}
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -197,9 +197,8 @@ def learn_restoring(
     behind = deepcopy(model).eval().requires_grad_(False)
     behind.detach_between_stages = False  # else the code would not learn what it does in stage 1
     learning, averaged = deepcopy(behind.code_estimator), deepcopy(behind.code_estimator)
-    part = learning.label if told else learning.mlp
-    assert part is not None
-    parameters = list(part.requires_grad_(True).parameters())
+    part = "label" if told else "mlp"
+    parameters = list(learning.get_submodule(part).requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, step / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps) + 0.01)
@@ -227,7 +226,7 @@ def learn_restoring(
         optimizer.step()
         rate.step()
         with torch.no_grad():
-            for mean, value in zip((averaged.label if told else averaged.mlp).parameters(), parameters, strict=True):
+            for mean, value in zip(averaged.get_submodule(part).parameters(), parameters, strict=True):
                 mean.lerp_(value, 1 - min(0.998, step / (step + 10)))
         if step % every == 0 or step == steps:
             yield averaged

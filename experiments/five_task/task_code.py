@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from opir_lightning.checkpoints import load_model
 from opir_lightning.config import check_keys, config_dir, register_schemas
 from opir_lightning.data.evaluation import EvaluationSet
+from opir_lightning.data.sources import Source
 from opir_lightning.degradations import Jpeg
 from opir_lightning.metrics import score
 from opir_lightning.models import OPIR
@@ -75,6 +77,19 @@ def validation_data(overrides: list[str]) -> Any:
     return data
 
 
+def damaged(whole: EvaluationSet, tasks: Sequence[str], severity: float, source: Source | None = None) -> EvaluationSet:
+    """The centres of a set's pictures, all damaged as much; ``source`` may damage them in another way."""
+    return EvaluationSet(
+        whole.name,
+        source or whole.source,
+        whole.items,
+        tasks=tasks,
+        store=whole.store,
+        severity=(severity, severity),
+        centre=CENTRE,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights")
@@ -91,18 +106,7 @@ def main() -> None:
             filed = Jpeg(whole.source.degradation, quality=arguments.jpeg)
             sources.insert(0, replace(whole.source, degradation=filed))
         for severity in SEVERITIES if whole.name != "undamaged" else (0.0,):
-            sets = [
-                EvaluationSet(
-                    whole.name,
-                    source,
-                    whole.items,
-                    tasks=model.tasks,
-                    store=whole.store,
-                    severity=(severity, severity),
-                    centre=CENTRE,
-                )
-                for source in sources
-            ]
+            sets = [damaged(whole, model.tasks, severity, source) for source in sources]
             rows[f"{whole.name} {severity:g}"] = measure(model, *sets)
     right = sum(row["right"] for row in rows.values()) / len(rows)
     for name, row in rows.items():
