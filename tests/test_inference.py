@@ -21,6 +21,7 @@ from opir_lightning.inference import (
     SMALLEST_TILE,
     choose_device,
     choose_tile,
+    exact_float32,
     restore_bands,
     restore_tiled,
 )
@@ -171,6 +172,20 @@ def test_tiles_of_the_packaged_weights_equal_the_whole_on_photographs(weights, d
             tiled = restorer.restore_pixels(damaged, tile=tile, haze="raw")[0].astype(int)
             assert np.abs(tiled - whole).max() <= 1, (path.name, tile)
             assert (tiled != whole).mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["opir_tiny", "opir_small"])
+def test_a_gpu_restores_photographs_as_the_cpu_does(weights, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    exact_float32()
+    photograph = Path(opir_lightning.__file__).parent / "data" / "demo" / "heldout" / "friends.jpg"
+    pixels = np.array(Image.open(photograph).convert("RGB"))[:400, :500]
+    on_cpu, on_gpu = (Restorer.from_pretrained(weights, device=device) for device in ("cpu", "cuda"))
+    for damaged in ((pixels * 0.15).astype(np.uint8), (pixels * 0.4 + 128).astype(np.uint8)):
+        want, got = (restorer.restore_pixels(damaged)[0].astype(int) for restorer in (on_cpu, on_gpu))
+        assert np.abs(got - want).max() <= 1
+        assert (got != want).mean() < 0.01
 
 
 @pytest.mark.slow

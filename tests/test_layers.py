@@ -36,6 +36,8 @@ MAY_KNOW = {
     "complexity": {"ops", *BASE},
     "onnx_file": BASE,
     "pictures": {"files", *BASE},
+    "restore_plan": {"picture_files", *BASE},
+    "side_pictures": {"memory", "picture_files", "pictures", *BASE},
     "calibration": set(),
     "charts": {"calibration", "pictures", *BASE},
     "provenance": {"__init__"},

@@ -370,3 +370,9 @@ def test_help_imports_nothing_heavy_and_restoring_neither_lightning_nor_hydra(we
     assert last_line("--help") == "status 0 []"
     picture = write(tmp_path / "a.png")
     assert last_line(str(picture), "-o", str(tmp_path / "out"), "--weights", weights) == "status 0 ['torch']"
+
+
+def test_float32_is_not_rounded_to_fewer_bits_on_a_gpu(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert run(weights, write(tmp_path / "a.png"), "-o", tmp_path / "out") == 0
+    assert not torch.backends.cudnn.allow_tf32

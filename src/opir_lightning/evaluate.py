@@ -29,7 +29,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     from opir_lightning.benchmark import print_table, score_sets, write_results
     from opir_lightning.checkpoints import load_model
-    from opir_lightning.inference import choose_device
+    from opir_lightning.inference import choose_device, exact_float32
     from opir_lightning.provenance import provenance
 
     plain = check_keys(config)
@@ -39,6 +39,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"tile is '{plain['tile']}'; it must be auto, null or a number of pixels.")
     if plain["threads"] is not None:
         torch.set_num_threads(plain["threads"])
+    exact_float32()
     model, header = load_model(plain["checkpoint"])
     model.eval().to(choose_device(plain["device"]))
     sets = find_sets(plain, model.tasks)

@@ -186,12 +186,21 @@ def choose_device(device: torch.device | str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"There is no kind of device '{device}'; use auto, cpu or cuda.") from error
+        raise UserError(f"There is no kind of device '{device}'; use auto, cpu, cuda or mps.") from error
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("The device 'mps' was asked for and torch finds none; use auto or cpu.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError("The device 'cuda' was asked for and torch finds no usable GPU; use auto or cpu.")
     return chosen
+
+
+def exact_float32() -> None:
+    """Let float32 be float32 on a GPU as well: for whole programs, since it holds for everything in the process.
+
+    By default cuDNN rounds what a convolution multiplies to ten bits (TF32). With weights and inputs rounded so, 12 %
+    of the 8-bit values of a hazy photograph came out another level, some by two.
+    """
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int | None = None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import psutil
 
 if TYPE_CHECKING:
     import torch
+
+Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> array, as numpy.empty
 
 CGROUP = Path("/sys/fs/cgroup")
 # Of both versions of control groups: the limit, and what of it is in use.

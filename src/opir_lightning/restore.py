@@ -6,55 +6,30 @@ Neither torch nor the network is imported before the arguments are read, so that
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opir_lightning.errors import UserError
 from opir_lightning.memory import Scratch, out_of_memory
 from opir_lightning.outside import printable
-from opir_lightning.picture_files import (
-    FORMATS,
-    LARGE,
-    SUFFIXES,
-    UNSUPPORTED,
-    Picture,
-    png_text,
-    read_picture,
-    write_map,
-    write_picture,
-)
+from opir_lightning.picture_files import FORMATS, LARGE, SUFFIXES, read_picture, write_picture
+from opir_lightning.restore_plan import Job, plan
+from opir_lightning.side_pictures import write_comparison, write_uncertainty
 from opir_lightning.threads import limit_spinning
 
 if TYPE_CHECKING:
-    from opir_lightning.restorer import Allocate, Restorer
+    from opir_lightning.restorer import Restorer
 
 EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
 Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
 
-ROWS_AT_ONCE = 512  # of a large picture, between two releases of memory
-
 # Tiles of a picture count as parts of it: the time that is left is right with one large picture, too.
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} pictures [{elapsed}<{remaining}{postfix}]"
-
-
-class Job(NamedTuple):
-    """One picture to restore and the files to write for it; None for those not asked for."""
-
-    source: Path
-    result: Path
-    compare: Path | None
-    uncertainty: Path | None
-    values: Path | None
-
-    @property
-    def outputs(self) -> list[Path]:
-        return [path for path in self[1:] if path is not None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     limit_spinning()
     try:
-        jobs, failed = plan(args)
+        jobs, failed = plan(
+            args.inputs,
+            args.output,
+            recursive=args.recursive,
+            kind=args.format,
+            compare=args.compare,
+            uncertainty=args.uncertainty,
+        )
     except UserError as error:
         parser.error(str(error))
     try:
@@ -158,91 +140,6 @@ def _tile(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def plan(args: argparse.Namespace) -> tuple[list[Job], list[str]]:
-    """What is to be done, in sorted order within each input; and a line for each input that cannot be restored.
-
-    Raises:
-        UserError: a result would overwrite an input or another result, a folder holds no pictures, or -o is a file.
-    """
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"'{args.output}' is a file; -o needs a folder, in which the results get the inputs' names.")
-    jobs: dict[Path, Job] = {}
-    failed: list[str] = []
-    for given in args.inputs:
-        if given.is_dir():
-            sources, refused = _pictures(given, args.output, recursive=args.recursive)
-            failed += refused
-            pairs = [(path, path.relative_to(given)) for path in sources]
-        elif given.is_file():
-            pairs = [(given, Path(given.name))]
-        else:
-            pairs = []
-            failed.append(f"{given}: {_why_no_file(given)}")
-        for source, name in pairs:
-            if args.format != "keep":
-                name = name.with_suffix(f".{args.format}")
-            job = _job(source, args.output / name, compare=args.compare, uncertainty=args.uncertainty)
-            other = jobs.setdefault(job.result, job)
-            if other.source.resolve() != source.resolve():
-                raise UserError(f"'{other.source}' and '{source}' would both write '{job.result}'; restore them apart.")
-    _check_outputs(list(jobs.values()))
-    return list(jobs.values()), failed
-
-
-def _check_outputs(jobs: list[Job]) -> None:
-    inputs = {job.source.resolve() for job in jobs}
-    writers: dict[Path, Job] = {}
-    for job in jobs:
-        for path in job.outputs:
-            if path.resolve() in inputs:
-                raise UserError(f"The result '{path}' would overwrite an input; choose another folder with -o.")
-            other = writers.setdefault(path, job)
-            if other is not job:
-                raise UserError(f"'{other.source}' and '{job.source}' would both write '{path}'; restore them apart.")
-
-
-def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
-    """The pictures of a folder, sorted, and a line for what is none although its name says so.
-
-    Hidden files and earlier results inside the folder are left out.
-    """
-    results = output.resolve()
-    inside = results != folder.resolve()
-    found, refused = [], []
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        suffix = path.suffix.lower()
-        if path.name.startswith(".") or path.is_dir() or (suffix not in FORMATS and suffix not in UNSUPPORTED):
-            continue
-        if inside and results in Path(os.path.realpath(path)).parents:
-            continue
-        if not path.is_file():
-            refused.append(f"{path}: {_why_no_file(path)}")
-        elif suffix in UNSUPPORTED:
-            refused.append(f"{path}: files of the kind '{suffix}' are not supported; convert it to one of {SUFFIXES}")
-        else:
-            found.append(path)
-    if not found and not refused:
-        hint = "" if recursive else "; with --recursive the folders inside it are searched too"
-        raise UserError(f"The folder '{folder}' holds no pictures ({SUFFIXES}){hint}.")
-    return found, refused
-
-
-def _why_no_file(path: Path) -> str:
-    if path.is_symlink():
-        return "the link leads nowhere"
-    return "it is no regular file" if path.exists() else "there is no such file or folder"
-
-
-def _job(source: Path, result: Path, *, compare: bool, uncertainty: bool) -> Job:
-    return Job(
-        source,
-        result,
-        compare=result.with_name(f"{result.stem}_compare.png") if compare else None,
-        uncertainty=result.with_name(f"{result.stem}_uncertainty.png") if uncertainty else None,
-        values=result.with_name(f"{result.stem}_uncertainty.tiff") if uncertainty else None,
-    )
-
-
 def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
     """Restore what is not finished; prints failures as they come and a summary; returns the exit status."""
     waiting = jobs if args.overwrite else [job for job in jobs if not all(path.is_file() for path in job.outputs)]
@@ -270,8 +167,10 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> Restorer:
     from opir_lightning.checkpoints import default_weights
+    from opir_lightning.inference import exact_float32
     from opir_lightning.restorer import Restorer
 
+    exact_float32()
     weights = args.weights or default_weights()
     if weights is None:
         raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
@@ -334,56 +233,10 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
-        both = compare_picture(picture.pixels, refined, allocate, progress=scratch.release)
-        write_picture(Picture(both), job.compare, progress=scratch.release)
+        write_comparison(picture.pixels, refined, job.compare, allocate=allocate, progress=scratch.release)
     if job.uncertainty and job.values and uncertainty is not None:
-        write_map(uncertainty, job.values, progress=scratch.release)
-        _write_uncertainty_picture(uncertainty, job.uncertainty, scratch, allocate)
+        write_uncertainty(uncertainty, job.values, job.uncertainty, allocate=allocate, progress=scratch.release)
     write_picture(picture._replace(pixels=refined), job.result, quality=args.quality, progress=scratch.release)
-
-
-def _write_uncertainty_picture(values: np.ndarray, path: Path, scratch: Scratch, allocate: Allocate) -> None:
-    import torch
-
-    from opir_lightning.pictures import UNCERTAINTY_TOP, to_pixels
-
-    text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
-    colours = allocate((*values.shape, 3), np.uint8)
-    for rows in _bands(len(values)):
-        colours[rows] = to_pixels(torch.from_numpy(values[rows])[None])
-        scratch.release()
-    write_picture(Picture(colours, metadata=png_text("Description", text)), path, progress=scratch.release)
-
-
-def compare_picture(
-    before: np.ndarray,
-    after: np.ndarray,
-    allocate: Allocate = np.empty,
-    *,
-    progress: Callable[[], None] | None = None,
-) -> np.ndarray:
-    """Two pictures ``(H, W, 3)`` of one type side by side, with a white gap of 8 pixels.
-
-    Args:
-        before: on the left.
-        after: on the right.
-        allocate: makes the array, as ``numpy.empty`` does.
-        progress: called every now and then: of a large picture, all three together would fill the memory.
-    """
-    height, width, _ = before.shape
-    both = allocate((height, 2 * width + 8, 3), before.dtype)
-    for rows in _bands(height):
-        both[rows, :width] = before[rows]
-        both[rows, width : width + 8] = np.iinfo(before.dtype).max
-        both[rows, width + 8 :] = after[rows]
-        if progress is not None:
-            progress()
-    return both
-
-
-def _bands(height: int) -> list[slice]:
-    """All rows, some at a time."""
-    return [slice(top, top + ROWS_AT_ONCE) for top in range(0, height, ROWS_AT_ONCE)]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from opir_lightning.inference import (
     restore_bands,
     restore_tiled,
 )
-from opir_lightning.memory import free_memory
+from opir_lightning.memory import Allocate, free_memory
 from opir_lightning.picture_files import read_picture, to_rgb
 from opir_lightning.smooth_haze import HazeMode
 from opir_lightning.types import Code, PixelOperator, Restoration
@@ -34,7 +34,6 @@ MEMORY_SHARE = 0.5  # of the free memory that a window may take
 ROWS_AT_ONCE = 64  # of a finished band, while it becomes integers
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> array, as numpy.empty
 
 
 class Restorer:
@@ -44,7 +43,8 @@ class Restorer:
         model: any `opir_lightning.models.OPIR`; it is moved to the device and set to evaluation mode.
         device: ``"auto"`` (CUDA if there is one), or a torch device.
         dtype: ``"float32"``, or the network by autocast in ``"bfloat16"`` or ``"float16"``: faster where the device
-            computes in it, and some hundredths of a decibel away.
+            computes in it, and some hundredths of a decibel away. On a GPU float32 means what
+            `opir_lightning.inference.exact_float32` says unless the program calls that.
 
     Raises:
         UserError: there is no such device or dtype.

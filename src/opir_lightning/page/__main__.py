@@ -92,11 +92,13 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Open the page and wait until the program is to end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes in any case
     from opir_lightning.checkpoints import default_weights
+    from opir_lightning.inference import exact_float32
     from opir_lightning.restorer import Restorer
 
     weights = args.weights or default_weights()
     if weights is None:
         raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
+    exact_float32()
     restorer = Restorer.from_pretrained(weights, device=args.device)
     # Gradio reads all of these while it is imported; the weights, which may come from the hub, are there by now.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
