@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
