@@ -116,6 +116,39 @@ def test_an_unknown_task_and_a_mistyped_key_are_one_sentence(say):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("threads=0", "threads is 0; it must be 1 or more"),
+        ("data.batch_size=0", "data.batch_size is 0"),
+        ("callbacks.ema.every=0", "callbacks.ema.every is 0"),
+        ("callbacks.ema.decay=1", "callbacks.ema.decay is 1"),
+        ("schedule.warmup=2", "schedule.warmup is 2"),
+        ("optimizer.lr=-1", "Invalid learning rate: -1"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_one_sentence(say, override, said):
+    status, err = say(train, *TINY, override)
+    assert status == 1
+    assert said in one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tile=0", "tile is '0'; it must be auto, null or a number of pixels"),
+        ("tile=1.5", "tile is '1.5'"),
+        ("threads=0", "threads is 0"),
+        ("device=meta", "Nothing here runs on the device 'meta'"),
+        (f"checkpoint={'x' * 300}", "There is no weights file"),
+    ],
+)
+def test_what_an_evaluation_cannot_do_is_one_sentence(say, override, said):
+    status, err = say(evaluate, "checkpoint=opir_tiny", override)
+    assert status == 1
+    assert said in one_sentence(err)
+
+
 def test_weights_of_something_else_are_one_sentence(say, tmp_path):
     save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
     torch.save({"state_dict": {"conv1.weight": torch.zeros(3)}}, tmp_path / "resnet.ckpt")

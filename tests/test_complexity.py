@@ -42,3 +42,7 @@ def test_command_prints_a_variant_and_names_an_unknown_one(capsys):
     assert "name the variant itself: opir_tiny" in capsys.readouterr().err
     assert main(["opir_huge"]) == 1
     assert "opir_huge" in capsys.readouterr().err
+    assert main(["opir_tiny", "--size", "0"]) == 1
+    assert "--size is 0; it must be a number of pixels" in capsys.readouterr().err
+    assert main(["opir_tiny", "model.width=0"]) == 1
+    assert "error: model.width is 0; it must be at least 1" in capsys.readouterr().err

@@ -245,6 +245,19 @@ def test_weights_are_fetched_once_and_serve_without_the_hub(small_hub, model, mo
     assert read_header("someone/tiny").metadata == {"steps": 3}
 
 
+def test_a_newer_file_that_is_too_large_is_not_fetched(small_hub, model, monkeypatch):
+    packed = pack_weights(model)
+    monkeypatch.setattr(hub, "LARGEST_FILE", len(packed))
+    small_hub.add("someone/tiny", {"model.safetensors": packed})
+    path = find_weights("someone/tiny")
+    small_hub.add("someone/tiny", {"model.safetensors": packed + b" "})
+    with pytest.raises(UserError, match=rf"has {len(packed) + 1} bytes; {len(packed)} are allowed"):
+        find_weights("someone/tiny")
+    assert [method for method, _ in small_hub.asked].count("GET") == 1
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
+    assert find_weights("someone/tiny") == path
+
+
 def test_the_command_restores_with_weights_of_the_hub(small_hub, model, tmp_path, monkeypatch):
     small_hub.add("someone/tiny", {"model.safetensors": pack_weights(model)})
     Image.new("RGB", (24, 20), (90, 120, 30)).save(tmp_path / "in.png")

@@ -25,7 +25,7 @@ from opir_lightning.inference import (
     restore_bands,
     restore_tiled,
 )
-from opir_lightning.memory import free_memory
+from opir_lightning.memory import Scratch, free_memory, out_of_memory
 from opir_lightning.models import OPIR
 from opir_lightning.picture_files import to_rgb
 from opir_lightning.restorer import Restorer
@@ -327,8 +327,30 @@ def test_automatic_tiles_fit_into_the_memory_that_is_free(model, monkeypatch):
     restorer = Restorer(model, device="cpu")
     monkeypatch.setattr("opir_lightning.restorer.free_memory", lambda device: 2 * 400 * 300 * model.memory_per_pixel)
     assert restorer.choose_tile("auto", 400, 300) is None
-    assert restorer.choose_tile("auto", 400, 300, batch=2) == 64
-    assert restorer.choose_tile("auto", 400, 301) == 64
+    assert 128 + 2 * model.receptive_field <= 60_000**0.5 < 256 + 2 * model.receptive_field < 120_000**0.5
+    assert restorer.choose_tile("auto", 400, 301) == 256
+    assert restorer.choose_tile("auto", 400, 300, batch=2) == 128
+    assert restorer.choose_tile("auto", 400, 301, overlap=100) == 128  # larger windows, so smaller tiles
+
+
+def test_that_torch_finds_no_memory_is_understood():
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**44)
+    assert out_of_memory(failed.value)
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("sizes do not match"))
+
+
+def test_scratch_that_is_not_used_any_more_gives_its_room_back(tmp_path):
+    scratch = Scratch(tmp_path)
+    arrays = [scratch.empty((1000, 1000), np.uint8) for _ in range(3)]
+    arrays[0][:] = 7
+    scratch.release()
+    assert (arrays[0] == 7).all()
+    before = len(scratch)
+    arrays[1] = scratch.empty((10, 10), np.uint8)
+    del arrays[2]
+    assert (before, len(scratch)) == (3, 2)
 
 
 def test_memory_that_is_free_is_no_more_than_a_containers_limit_leaves(tmp_path):
@@ -352,9 +374,18 @@ def test_the_network_in_a_short_type_is_nearly_the_same_and_strength_0_exactly(m
         Restorer(model, device="cpu", dtype="int8")
 
 
-def test_an_unusable_device_is_named():
+def test_an_unusable_device_is_named(monkeypatch):
     with pytest.raises(UserError, match="no kind of device 'gpu'"):
         choose_device("gpu")
+    for kind in ("meta", "xpu"):
+        with pytest.raises(UserError, match=f"Nothing here runs on the device '{kind}'"):
+            choose_device(kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert choose_device("cuda:1") == torch.device("cuda:1")
+        with pytest.raises(UserError, match="torch finds 2, the last is cuda:1"):
+            choose_device("cuda:2")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no usable GPU"):
             choose_device("cuda")

@@ -372,6 +372,36 @@ def test_help_imports_nothing_heavy_and_restoring_neither_lightning_nor_hydra(we
     assert last_line(str(picture), "-o", str(tmp_path / "out"), "--weights", weights) == "status 0 ['torch']"
 
 
+def test_a_tiff_beyond_what_a_usual_one_can_hold_is_a_big_one(weights, tmp_path, monkeypatch):
+    assert run(weights, write(tmp_path / "a.tif"), "-o", tmp_path / "usual", "--uncertainty") == 0
+    monkeypatch.setattr("opir_lightning.picture_files.writing.LARGEST_USUAL_TIFF", 1000)
+    assert run(weights, tmp_path / "a.tif", "-o", tmp_path / "big", "--uncertainty") == 0
+    for name in ("a.tif", "a_uncertainty.tiff"):
+        usual, big = ((tmp_path / folder / name).read_bytes() for folder in ("usual", "big"))
+        assert (usual[2], big[2]) == (42, 43)  # by which a reader tells them apart
+    with Image.open(tmp_path / "usual" / "a.tif") as one, Image.open(tmp_path / "big" / "a.tif") as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_the_folder_of_the_pictures_is_not_that_of_the_results(weights, tmp_path, capsys):
+    write(tmp_path / "in" / "a.jpg")
+    with pytest.raises(SystemExit, match="2"):
+        run(weights, tmp_path / "in", "-o", tmp_path / "in", "--format", "png")
+    assert "would be taken for pictures the next time" in capsys.readouterr().err
+    assert files(tmp_path / "in") == ["a.jpg"]
+
+
+def test_a_name_that_is_too_long_is_one_sentence(weights, tmp_path, capsys):
+    write(tmp_path / "a.png")
+    assert run(weights, "x" * 300, tmp_path / "a.png", "-o", tmp_path / "out") == 1
+    assert "failed: " + "x" * 300 in capsys.readouterr().err
+    assert files(tmp_path / "out") == ["a.png"]
+    assert run(weights, tmp_path / "a.png", "-o", tmp_path / ("x" * 300)) == 1
+    assert "File name too long" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.png"), "-o", str(tmp_path / "more"), "--weights", "x" * 300]) == 1
+    assert "error: There is no weights file" in capsys.readouterr().err
+
+
 def test_float32_is_not_rounded_to_fewer_bits_on_a_gpu(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert run(weights, write(tmp_path / "a.png"), "-o", tmp_path / "out") == 0

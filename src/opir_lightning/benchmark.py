@@ -46,6 +46,9 @@ def score_sets(
     Returns:
         By the name of the set: the mean of every score (``published``, ``full``, ``uncertainty``), ``count``,
         ``task_accuracy`` and the scores of every picture under ``pictures``.
+
+    Raises:
+        UserError: a picture is too small to be scored, or two of a set have the same name.
     """
     results: dict[str, dict[str, Any]] = {}
     with tqdm(total=sum(len(s) for s in sets), desc="scoring", unit="picture") as bar:
@@ -54,6 +57,8 @@ def score_sets(
             pictures, named = {}, []
             for index in range(len(evaluation_set)):
                 sample = evaluation_set[index]
+                if sample.name in pictures:
+                    raise UserError(f"Two pictures of the set '{evaluation_set.name}' are called '{sample.name}'.")
                 pictures[sample.name], named_rightly = _score_picture(model, sample, task_code, tile)
                 named.append(named_rightly)
                 bar.update()

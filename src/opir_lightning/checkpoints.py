@@ -22,7 +22,7 @@ from torch import Tensor
 
 from opir_lightning import hub
 from opir_lightning.errors import UserError
-from opir_lightning.files import write_atomically
+from opir_lightning.files import kind_of, write_atomically
 from opir_lightning.fitting import anywhere, check_settings, compare_weights, expected_weights, first_line
 from opir_lightning.models import OPIR
 from opir_lightning.models.growth import GROWING, grow
@@ -104,13 +104,13 @@ def find_weights(path_or_name: Path | str) -> Path:
     if str(path_or_name) in names:
         return _WEIGHTS_DIR / f"{path_or_name}.safetensors"
     path = Path(path_or_name)
-    if path.is_dir():
+    if kind_of(path) == "folder":
         candidates = (path / "model.safetensors", path / "checkpoints" / "last.ckpt")
         for candidate in candidates:
             if candidate.is_file():
                 return candidate
         raise UserError(f"The folder '{path}' holds neither model.safetensors nor checkpoints/last.ckpt.")
-    if not path.is_file():
+    if kind_of(path) != "file":
         if isinstance(path_or_name, str) and (model := hub.parse_id(path_or_name)):
             return hub.download(model)
         packaged = f"the packaged names are {', '.join(names)}" if names else "no weights come with this installation"

@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     variants = [name for name in arguments.names if "=" not in name]
     overrides = [name for name in arguments.names if "=" in name]
     try:
+        if arguments.size < 1:
+            raise UserError(f"--size is {arguments.size}; it must be a number of pixels.")
         if chosen := [override for override in overrides if override.startswith("model=")]:
             name = chosen[0].removeprefix("model=")
             raise UserError(f"{chosen[0]} would be counted for every variant; name the variant itself: {name}")
@@ -44,7 +46,7 @@ def _print(variants: Sequence[str], overrides: Sequence[str], size: int) -> None
     from rich.table import Table
 
     from opir_lightning.complexity import count
-    from opir_lightning.config import check_keys
+    from opir_lightning.config import check_keys, user_error
 
     table = Table(title=f"{size}x{size}, both stages, blind; one multiply-add is one MAC")
     for column in ("variant", "parameters", "MACs", "sees (pixels around)"):
@@ -56,7 +58,10 @@ def _print(variants: Sequence[str], overrides: Sequence[str], size: int) -> None
                 config = compose("train", [f"model={name}", "run_dir=.", *overrides])
             except HydraException as error:
                 raise UserError(str(error).splitlines()[0]) from error
-        net = instantiate(check_keys(config)["model"], _convert_="all")
+        try:
+            net = instantiate(check_keys(config)["model"], _convert_="all")
+        except HydraException as error:  # which wraps what a constructor raises
+            raise user_error(error) or error from error
         parameters, macs = count(net, size)
         table.add_row(name, f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f} G", str(net.receptive_field))
     Console().print(table)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.presets import suggest_layout
-from opir_lightning.threads import limit_spinning
+from opir_lightning.threads import limit_spinning, use_threads
 
 log = logging.getLogger(__name__)
 register_schemas()
@@ -25,7 +25,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data cannot be used.
     """
-    import torch
 
     from opir_lightning.benchmark import print_table, score_sets, write_results
     from opir_lightning.checkpoints import load_model
@@ -35,15 +34,15 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     plain = check_keys(config)
     if plain["task_code"] not in ("blind", "label"):
         raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
-    if isinstance(plain["tile"], str) and plain["tile"] != "auto":
-        raise UserError(f"tile is '{plain['tile']}'; it must be auto, null or a number of pixels.")
-    if plain["threads"] is not None:
-        torch.set_num_threads(plain["threads"])
+    tile = plain["tile"]
+    if tile not in ("auto", None) and not (type(tile) is int and tile >= 1):
+        raise UserError(f"tile is '{tile}'; it must be auto, null or a number of pixels.")
+    use_threads(plain["threads"])
     exact_float32()
     model, header = load_model(plain["checkpoint"])
     model.eval().to(choose_device(plain["device"]))
     sets = find_sets(plain, model.tasks)
-    results = score_sets(model, sets, task_code=plain["task_code"], tile=plain["tile"])
+    results = score_sets(model, sets, task_code=plain["task_code"], tile=tile)
     meta = {**provenance(), "checkpoint": str(plain["checkpoint"]), "task_code": plain["task_code"]}
     out = Path(plain["run_dir"]) / "results.json"
     write_results(out, {"sets": results, "meta": {**meta, "weights": dict(header.metadata)}})

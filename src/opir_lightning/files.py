@@ -1,16 +1,30 @@
-"""Files that are there in full or not at all."""
+"""Files that are there in full or not at all, and what there is under a name."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 # Hidden, and of a form that nobody else gives to a file: what a killed writer leaves may be deleted unseen.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+
+
+def kind_of(path: Path) -> Literal["file", "folder", "other"] | None:
+    """What there is under a name, links followed; None: nothing, or none that the system can look at.
+
+    `Path.is_file` and its like raise an error where a name is longer than the system allows.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # the latter of a name with a zero in it
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

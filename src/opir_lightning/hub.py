@@ -56,13 +56,20 @@ def download(model: HubId) -> Path:
     with _explained(f"There is no file or folder '{model.repo}', and ", model):
         client, endpoint = _client(), _endpoint()
         cached = client.try_to_load_from_cache(model.repo, WEIGHTS_FILE, revision=model.revision)
-        if not isinstance(cached, str):
-            # Asked once: without a copy in the cache, the download tries an unreachable hub for 24 s. The name may
-            # well be a mistyped path of somebody without a network.
-            url = client.hf_hub_url(model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=endpoint)
-            size = client.get_hf_file_metadata(url).size
-            if size is not None and size > LARGEST_FILE:
-                raise UserError(f"the {WEIGHTS_FILE} there has {size} bytes; {LARGEST_FILE} are allowed.")
+        # Asked once: without a copy in the cache, the download tries an unreachable hub for 24 s. The name may
+        # well be a mistyped path of somebody without a network. And a newer file may have any size.
+        url = client.hf_hub_url(model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=endpoint)
+        try:
+            there = client.get_hf_file_metadata(url)
+        except Exception:
+            if not isinstance(cached, str):
+                raise
+            there = None  # the client takes the copy, or says why not
+        if there is not None:
+            if isinstance(cached, str) and Path(cached).parent.name == there.commit_hash:
+                return Path(cached)
+            if there.size is not None and there.size > LARGEST_FILE:
+                raise UserError(f"the {WEIGHTS_FILE} there has {there.size} bytes; {LARGEST_FILE} are allowed.")
         path = client.hf_hub_download(model.repo, WEIGHTS_FILE, revision=model.revision, endpoint=endpoint)
         return Path(path)
 

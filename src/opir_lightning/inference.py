@@ -66,8 +66,7 @@ def restore_bands(
         raise ValueError(f"tile must be positive and overlap not negative, got {tile} and {overlap}")
     if not 0 <= strength <= 1:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
-    margin = min(model.receptive_field, AUTO_OVERLAP) if overlap is None else overlap
-    plan = plan_tiles(*image.shape[-2:], tile=tile, overlap=margin, stride=model.stride)
+    plan = plan_tiles(*image.shape[-2:], tile=tile, overlap=choose_overlap(model, overlap), stride=model.stride)
     shared: list[Tensor] = []  # rows of the band above that the next one adds to
     done = 0
     for row in plan.rows:
@@ -180,17 +179,26 @@ def restore_tiled(
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU; a named device must be there."""
+    """``"auto"`` is CUDA where there is one, else the CPU; a named device must be there.
+
+    Raises:
+        UserError: it is not, or it is of a kind that nothing here was made for.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"There is no kind of device '{device}'; use auto, cpu, cuda or mps.") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"Nothing here runs on the device '{device}'; use auto, cpu, cuda or mps.")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("The device 'mps' was asked for and torch finds none; use auto or cpu.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError("The device 'cuda' was asked for and torch finds no usable GPU; use auto or cpu.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"There is no device '{device}': torch finds {count}, the last is cuda:{count - 1}.")
     return chosen
 
 
@@ -203,7 +211,14 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int | None = None) -> int | None:
+def choose_overlap(model: OPIR, overlap: int | None) -> int:
+    """Resolve None: what the model sees around a pixel, and at most 128."""
+    return min(model.receptive_field, AUTO_OVERLAP) if overlap is None else overlap
+
+
+def choose_tile(
+    tile: TileSize, height: int, width: int, *, fitting: int | None = None, overlap: int = AUTO_OVERLAP
+) -> int | None:
     """Resolve ``"auto"``: one piece up to a megapixel, tiles of 512 beyond, and less where that does not fit.
 
     Args:
@@ -211,12 +226,13 @@ def choose_tile(tile: TileSize, height: int, width: int, *, fitting: int | None 
         height: of the picture, in pixels.
         width: of the picture.
         fitting: as many pixels of a window fit into the memory; None: all, so that scores depend on no machine's.
+        overlap: what a window adds to a tile on every side.
     """
     if tile != "auto":
         return tile
     if height * width <= (WHOLE_LIMIT if fitting is None else min(WHOLE_LIMIT, fitting)):
         return None
     size = AUTO_TILE
-    while fitting is not None and size > SMALLEST_TILE and (size + 2 * AUTO_OVERLAP) ** 2 > fitting:
+    while fitting is not None and size > SMALLEST_TILE and (size + 2 * overlap) ** 2 > fitting:
         size = max(size // 2, SMALLEST_TILE)
     return size

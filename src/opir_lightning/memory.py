@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]  # (shape, dtype) -> array, as numpy.empty
 
+# What torch says of the CPU's: on Windows and macOS, and on Linux.
+NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 CGROUP = Path("/sys/fs/cgroup")
 # Of both versions of control groups: the limit, and what of it is in use.
 CGROUP_FILES = (
@@ -46,14 +49,15 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether this is what Python, or torch on any device, raises where there is not enough memory."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 class Scratch:
     """Arrays in temporary files, for pictures that should not fill the memory.
 
     Their pages are read and written as those of any array; the system keeps as many of them in memory as it has room
-    for. The files have no name, or vanish when they are closed: nothing is left behind, whatever happens.
+    for. The files have no name, or vanish when they are closed: nothing is left behind, whatever happens. An array that
+    is not used any more gives its room on the disk back.
 
     Args:
         folder: on a disk with room for the arrays.
@@ -62,7 +66,11 @@ class Scratch:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._maps: list[mmap.mmap] = []
+        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        """Arrays that are in use."""
+        return len(self._maps)
 
     def file(self) -> IO[bytes]:
         """A new temporary file, to be filled and handed to `map`."""
@@ -72,7 +80,7 @@ class Scratch:
         """The content of a file as an array; the file is not needed any more."""
         with file:
             pages = mmap.mmap(file.fileno(), int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        self._maps.append(pages)
+        self._maps.add(pages)
         return np.ndarray(shape, dtype, buffer=pages)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opir_lightning.errors import UserError
+from opir_lightning.files import kind_of
 from opir_lightning.memory import Scratch, out_of_memory
 from opir_lightning.outside import printable
 from opir_lightning.picture_files import FORMATS, LARGE, SUFFIXES, read_picture, write_picture
@@ -142,7 +143,9 @@ def _tile(text: str) -> int | str:
 
 def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
     """Restore what is not finished; prints failures as they come and a summary; returns the exit status."""
-    waiting = jobs if args.overwrite else [job for job in jobs if not all(path.is_file() for path in job.outputs)]
+    waiting = (
+        jobs if args.overwrite else [job for job in jobs if not all(kind_of(path) == "file" for path in job.outputs)]
+    )
     for line in failed:
         print(f"failed: {printable(line)}", file=sys.stderr)
     failures = len(failed)
@@ -211,7 +214,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
         scratch.release()
         bar.update(start + done / total - bar.n)
 
-    tile = restorer.choose_tile(args.tile, *size)
+    tile = restorer.choose_tile(args.tile, *size, overlap=args.overlap)
     while True:
         try:
             refined, uncertainty = restorer.restore_pixels(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from opir_lightning.errors import UserError
+from opir_lightning.files import kind_of
 from opir_lightning.picture_files import FORMATS, SUFFIXES, UNSUPPORTED
 
 
@@ -45,18 +47,18 @@ def plan(
 
     Raises:
         UserError: a result would overwrite an input or another result, a folder holds no pictures, or the output is a
-            file.
+            file or one of the inputs.
     """
-    if output.exists() and not output.is_dir():
+    if kind_of(output) not in (None, "folder"):
         raise UserError(f"'{output}' is a file; -o needs a folder, in which the results get the inputs' names.")
     jobs: dict[Path, Job] = {}
     failed: list[str] = []
     for given in inputs:
-        if given.is_dir():
+        if kind_of(given) == "folder":
             sources, refused = _pictures(given, output, recursive=recursive)
             failed += refused
             pairs = [(path, path.relative_to(given)) for path in sources]
-        elif given.is_file():
+        elif kind_of(given) == "file":
             pairs = [(given, Path(given.name))]
         else:
             pairs = []
@@ -69,6 +71,12 @@ def plan(
             if other.source.resolve() != source.resolve():
                 raise UserError(f"'{other.source}' and '{source}' would both write '{job.result}'; restore them apart.")
     _check_outputs(list(jobs.values()))
+    for given in inputs:
+        if kind_of(given) == "folder" and given.resolve() == output.resolve():
+            raise UserError(
+                f"-o is the folder '{given}' of the pictures: the results would be taken for pictures the next time. "
+                "Choose another folder with -o."
+            )
     return list(jobs.values()), failed
 
 
@@ -111,9 +119,13 @@ def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path
 
 
 def _why_no_file(path: Path) -> str:
-    if path.is_symlink():
-        return "the link leads nowhere"
-    return "it is no regular file" if path.exists() else "there is no such file or folder"
+    if kind_of(path) is not None:
+        return "it is no regular file"
+    try:
+        path.lstat()
+    except OSError as error:
+        return "there is no such file or folder" if error.errno == errno.ENOENT else str(error.strerror)
+    return "the link leads nowhere"
 
 
 def _job(source: Path, result: Path, *, compare: bool, uncertainty: bool) -> Job:

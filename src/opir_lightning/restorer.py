@@ -20,6 +20,7 @@ from opir_lightning.inference import (
     TileSize,
     as_float,
     choose_device,
+    choose_overlap,
     choose_tile,
     estimate_code,
     restore_bands,
@@ -158,7 +159,7 @@ class Restorer:
         return restore_tiled(
             self.model,
             batch,
-            tile=self.choose_tile(tile, *batch.shape[-2:], batch=len(batch)),
+            tile=self.choose_tile(tile, *batch.shape[-2:], batch=len(batch), overlap=overlap),
             overlap=overlap,
             code=self._code(batch, task),
             strength=strength,
@@ -229,7 +230,7 @@ class Restorer:
         for band in restore_bands(
             self.model,
             image,
-            tile=self.choose_tile(tile, *pixels.shape[:2]),
+            tile=self.choose_tile(tile, *pixels.shape[:2], overlap=overlap),
             overlap=overlap,
             code=code,
             strength=strength,
@@ -306,10 +307,12 @@ class Restorer:
         reach, stride = self.model.receptive_field, self.model.stride
         return slice(max(place - reach, 0) // stride * stride, place + reach + 1)
 
-    def choose_tile(self, tile: TileSize, height: int, width: int, *, batch: int = 1) -> int | None:
+    def choose_tile(
+        self, tile: TileSize, height: int, width: int, *, batch: int = 1, overlap: int | None = None
+    ) -> int | None:
         """Resolve ``"auto"`` for a picture of this size: tiles whose windows fit into the memory that is free now."""
-        per_pixel = self.model.memory_per_pixel * batch
-        return choose_tile(tile, height, width, fitting=int(MEMORY_SHARE * free_memory(self.device) / per_pixel))
+        fitting = int(MEMORY_SHARE * free_memory(self.device) / (self.model.memory_per_pixel * batch))
+        return choose_tile(tile, height, width, fitting=fitting, overlap=choose_overlap(self.model, overlap))
 
     def free_memory(self) -> None:
         """Give memory that is kept for reuse back to the device."""

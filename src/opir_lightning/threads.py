@@ -1,8 +1,10 @@
-"""How torch's threads wait for each other."""
+"""How many threads torch has, and how they wait for each other."""
 
 from __future__ import annotations
 
 import os
+
+from opir_lightning.errors import UserError
 
 
 def limit_spinning() -> None:
@@ -14,3 +16,18 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute with this many threads; None leaves its choice.
+
+    Raises:
+        UserError: there are none.
+    """
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise UserError(f"threads is {count}; it must be 1 or more, or null.")
+    torch.set_num_threads(count)

@@ -19,7 +19,7 @@ from opir_lightning.files import remove_leftovers
 from opir_lightning.presets import suggest_layout
 from opir_lightning.resume import find_progress, how_to_go_on, settings_of
 from opir_lightning.sweep import alone_in, in_sweep, keep_settings, refuse_processes, run_as_job
-from opir_lightning.threads import limit_spinning
+from opir_lightning.threads import limit_spinning, use_threads
 
 if TYPE_CHECKING:
     from lightning import Callback, Trainer
@@ -111,7 +111,6 @@ def assemble(
         plain: the configuration.
         callbacks: further ones.
     """
-    import torch
     from hydra.utils import instantiate
     from lightning import seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -124,8 +123,7 @@ def assemble(
 
     if plain["task_code"] not in ("blind", "label"):
         raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
-    if plain["threads"] is not None:
-        torch.set_num_threads(plain["threads"])
+    use_threads(plain["threads"])
     seed_everything(plain["seed"], workers=True, verbose=False)
     _check_tasks(plain)
     data = instantiate(plain["data"], _convert_="all")

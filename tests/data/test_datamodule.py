@@ -121,6 +121,11 @@ def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
     enough = data(root, epoch_samples=8, batch_size=8, workers=0)
     enough.prepare_sets()
     assert len(enough.train_dataloader()) == 1
+    for name in ("crop", "batch_size", "epoch_samples"):
+        with pytest.raises(UserError, match=rf"data\.{name} is 0; it must be 1 or more"):
+            data(root, **{name: 0})
+    with pytest.raises(UserError, match=r"data\.workers is -1; it must be 0 or more, or null"):
+        data(root, workers=-1)
     wrong = {"label_share": 30, "heard_alone": -0.1, "jitter": 1.5, "broken_share": float("nan")}
     wrong |= {"grey_share": 2, "resize_share": -1, "jpeg_share": 1.2}
     for name, share in wrong.items():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from opir_lightning.data.images import read_rgb, to_tensor
 from opir_lightning.data.pair_pixels import evaluation_pair
-from opir_lightning.data.sources import EMBEDDED, PairedFolder
+from opir_lightning.data.sources import EMBEDDED, BenchmarkNoise, PairedFolder
 from opir_lightning.data.store import ImageStore
 from opir_lightning.errors import UserError
 
@@ -49,6 +49,13 @@ def test_names_are_paired_by_match_and_partner(tmp_path, degraded, clean, rule):
     source = PairedFolder("rain", "bad", "good", **rule)
     assert pairs(tmp_path, source) == [(Path(degraded).stem, f"bad/{degraded}", f"good/{clean}")]
     assert [path.name for path in source.pairing(tmp_path).lone_clean] == ["other.png"]
+
+
+def test_pictures_with_the_same_stem_have_different_names(tmp_path):
+    place(tmp_path, "A/0.jpg", "A/0.bmp", "A/1.jpg", "B/1.jpg", "B/2.jpg", "bad/7.jpg", "bad/7.bmp", "good/7.png")
+    names = [item.name for item in BenchmarkNoise(25, ["A", "B"]).items(tmp_path, embedded="train")]
+    assert sorted(names) == ["2", "A/0.bmp", "A/0.jpg", "A/1.jpg", "B/1.jpg"]
+    assert sorted(name for name, _, _ in pairs(tmp_path, PairedFolder("rain", "bad", "good"))) == ["7.bmp", "7.jpg"]
 
 
 def test_a_stem_that_does_not_match_has_no_partner_and_both_settings_are_named(tmp_path):

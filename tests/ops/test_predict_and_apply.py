@@ -9,6 +9,7 @@ import pytest
 import torch
 from operator_conv_cases import TOLERANCE, assert_close_to
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from opir_lightning.ops.operator_conv import operator_conv
 from opir_lightning.ops.predict_and_apply import predict_and_apply, strips
@@ -214,6 +215,26 @@ def test_opcheck(backend):
     torch.library.opcheck(OPERATOR, (*(tensor.clone().requires_grad_() for tensor in tensors), *settings))
     for needed in ([True] * 5, [False, True, True, False, True]):
         torch.library.opcheck(BACKWARD, (upstream, *tensors, *settings, needed))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("backend", ["shifted", "triton"])
+def test_the_layout_of_results_and_gradients_is_what_a_compiler_is_promised(backend, dtype, device):
+    """Also for features in another order, as a network in channels-last has them."""
+    if backend == "triton":
+        pytest.importorskip("triton", reason="the package 'triton' is not installed")
+    case = Case(2, 3, 3, 6, 7, 3, (1, 2), "reflect", 4, True, features_dtype=dtype)
+    tensors, upstream = inputs(case, device)
+    tensors[:2] = [tensor.contiguous(memory_format=torch.channels_last) for tensor in tensors[:2]]
+    tensors[2] = tensors[2].transpose(1, 2).contiguous().transpose(1, 2)
+    settings = (3, 3, [1, 2], "reflect", backend)
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(tensor) for tensor in (upstream, *tensors)]
+        promised = [OPERATOR(*fake[1:], *settings), *BACKWARD(*fake, *settings, [True] * 5)]
+    found = [OPERATOR(*tensors, *settings), *BACKWARD(upstream, *tensors, *settings, [True] * 5)]
+    for one, other in zip(found, promised, strict=True):
+        assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 def test_compile_gives_the_same_values_and_gradients_at_two_sizes():

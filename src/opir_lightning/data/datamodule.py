@@ -112,6 +112,11 @@ class RestorationData(LightningDataModule):
         for name, seconds in (("stalled_after", stalled_after), ("stop_stalled_after", stop_stalled_after)):
             if seconds is not None and seconds <= 0:
                 raise UserError(f"data.{name} is {seconds:g}; it must be more than 0 seconds, or null.")
+        for name, count in (("crop", crop), ("batch_size", batch_size), ("epoch_samples", epoch_samples)):
+            if count < 1:
+                raise UserError(f"data.{name} is {count}; it must be 1 or more.")
+        if workers is not None and workers < 0:
+            raise UserError(f"data.workers is {workers}; it must be 0 or more, or null.")
         shares = {"label_share": label_share, "heard_alone": heard_alone, "broken_share": broken_share}
         shares |= {"grey_share": grey_share, "resize_share": resize_share, "jpeg_share": jpeg_share}
         for name, share in (*shares.items(), ("jitter", jitter)):

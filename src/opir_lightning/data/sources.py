@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -262,7 +263,7 @@ class PairedFolder:
         pictures = {text: list_images(folder) for text, folder in clean_folders.items()}
         by_stem = {text: {path.stem: path for path in paths} for text, paths in pictures.items()}
         before, star, after = split_at_star(self.clean)
-        items, missing = [], []
+        pairs, missing = [], []
         for text, folder in folders_of(self.degraded, root).items():
             shared = text if star else ""
             if shared not in by_stem:
@@ -274,7 +275,9 @@ class PairedFolder:
                 if partner is None:
                     missing.append(path)
                 else:
-                    items.append(Item((PurePosixPath(text) / path.stem).as_posix(), partner, path))
+                    pairs.append((text, partner, path))
+        names = _unique([(Path(text, path.stem).as_posix(), Path(text, path.name)) for text, _, path in pairs])
+        items = [Item(name, clean, path) for name, (_, clean, path) in zip(names, pairs, strict=True)]
         used = {item.clean for item in items}
         return Pairing(items, missing, [path for paths in pictures.values() for path in paths if path not in used])
 
@@ -288,5 +291,13 @@ class PairedFolder:
 
 
 def _clean_items(folders: Sequence[str], root: Path | None, embedded: str) -> list[Item]:
-    where = [EMBEDDED / embedded] if root is None else [root / folder for folder in folders]
-    return [Item(path.stem, path, None) for folder in where if folder.is_dir() for path in list_images(folder)]
+    where = {embedded: EMBEDDED / embedded} if root is None else {folder: root / folder for folder in folders}
+    paths = [(name, path) for name, folder in where.items() if folder.is_dir() for path in list_images(folder)]
+    names = _unique([(path.stem, Path(folder, path.name)) for folder, path in paths])
+    return [Item(name, path, None) for name, (_, path) in zip(names, paths, strict=True)]
+
+
+def _unique(pictures: Sequence[tuple[str, Path]]) -> list[str]:
+    """The name of each picture, with its folder and suffix where another one has the same: scores go by the name."""
+    count = Counter(name for name, _ in pictures)
+    return [name if count[name] == 1 else path.as_posix() for name, path in pictures]

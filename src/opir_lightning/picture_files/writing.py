@@ -29,6 +29,8 @@ EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
 WITHOUT_ALPHA = {"jpeg", "BMP"}
 UNKNOWN_RESOLUTION = 1.0  # pixels per millimetre, where a file says nothing
 GREY_WEIGHTS = [0.299, 0.587, 0.114]  # of ITU-R BT.601, add up to 1: grey stays what it is
+# A usual TIFF ends at 4 GiB, and what cannot be compressed becomes larger by it.
+LARGEST_USUAL_TIFF = 2**31  # bytes of pixels
 USUAL_RESOLUTION = 72 / 25.4  # what is then written, because some formats have to say something
 
 
@@ -58,6 +60,8 @@ def write_picture(
             if kind.isupper():
                 _save_with_pillow(image, temporary, kind, options)
             else:
+                if kind == "tiff":
+                    options = {**options, "bigtiff": _is_big(image)}
                 getattr(image, f"{kind}save")(str(temporary), **options)
         except UserError:
             raise
@@ -82,9 +86,14 @@ def write_map(values: np.ndarray, path: Path, *, progress: Callable[[], None] | 
         image = pyvips.Image.new_from_memory(values.data, values.shape[1], values.shape[0], 1, "float")
         _report(image, progress)
         try:
-            image.tiffsave(str(temporary), compression="lzw", predictor="float")
+            image.tiffsave(str(temporary), compression="lzw", predictor="float", bigtiff=_is_big(image))
         except pyvips.Error as error:
             raise UserError(f"the map cannot be written: {last_line(error)}") from error
+
+
+def _is_big(image: pyvips.Image) -> bool:
+    bytes_each = {"uchar": 1, "ushort": 2, "float": 4}[image.format]
+    return image.width * image.height * image.bands * bytes_each > LARGEST_USUAL_TIFF
 
 
 def _report(image: pyvips.Image, progress: Callable[[], None] | None) -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from opir_lightning.errors import UserError
 from opir_lightning.losses import LossTerms, RestorationLoss
 from opir_lightning.metrics import published_crop, score
 from opir_lightning.models import OPIR
@@ -182,7 +183,10 @@ class RestorationModule(LightningModule):
         return meter
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self.net, self.task_lr_factor))
+        try:
+            optimizer = self.make_optimizer(parameter_groups(self.net, self.task_lr_factor))
+        except (TypeError, ValueError) as error:  # by which torch refuses a setting
+            raise UserError(f"The optimizer cannot be made as `optimizer` has it: {error}.") from error
         scheduler = LambdaLR(optimizer, [self._rate(group["lr_factor"]) for group in optimizer.param_groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from opir_lightning.errors import UserError
+
 
 class WarmupCosine:
     """Linear warm-up, then half a cosine down to a last share.
@@ -11,11 +13,14 @@ class WarmupCosine:
     Args:
         warmup: share of the training, in [0, 1), during which the factor rises from 0 to 1.
         last: factor at the end.
+
+    Raises:
+        UserError: the warm-up is out of its range.
     """
 
     def __init__(self, *, warmup: float = 0.02, last: float = 0.01) -> None:
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is a share of the training in [0, 1), got {warmup}")
+            raise UserError(f"schedule.warmup is {warmup:g}; it is a share of the training and must be in [0, 1).")
         self.warmup, self.last = warmup, last
 
     def __call__(self, progress: float) -> float:

@@ -82,7 +82,8 @@ def predict_and_apply(
                     f"predict_and_apply: the backend 'triton' can't run here: {reason}. Use backend='auto'."
                 )
             if backend == "auto" and reason is not None and image.device.type == "cuda":
-                _log.debug("predict_and_apply goes unfused: %s", reason)
+                if not torch.compiler.is_compiling():
+                    _log.debug("predict_and_apply goes unfused: %s", reason)
                 return unfused(image, features, weight, bias, mix, settings, backend)
             if backend == "auto":
                 backend = "triton" if reason is None and image.device.type == "cuda" else "shifted"

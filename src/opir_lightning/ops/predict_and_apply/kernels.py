@@ -21,6 +21,8 @@ import triton.language as tl
 
 from opir_lightning.ops.operator_conv.kernels import load_neighbour, owned_tile, plane_size, tile_pixels, zero_sums
 
+SIZES = ("H", "W")  # for the reason in operator_conv
+
 
 @triton.jit
 def _reversed_bits():
@@ -190,7 +192,7 @@ def _layers(
     return layers, offsets
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     image_ptr,  # (B, C, H, W)
     features_ptr,  # (B, F, H, W)
@@ -229,7 +231,7 @@ def forward_kernel(
         tl.store(result_ptr + c * plane, total.to(result_ptr.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mix_gradient_kernel(
     grad_ptr,  # (B, C, H, W)
     image_ptr,  # (B, C, H, W)
@@ -305,7 +307,7 @@ def _prediction_gradient(
 # other holds, so neither predicts taps; in one kernel, or with a loop over tiles, 255 registers did not suffice.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def features_gradient_kernel(
     grad_ptr,  # (B, C, H, W)
     image_ptr,  # (B, C, H, W)
@@ -346,7 +348,7 @@ def features_gradient_kernel(
     tl.store(result_ptr, total.to(result_ptr.dtype.element_ty), mask=(feature < F) & exists[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weight_gradient_kernel(
     grad_ptr,  # (B, C, H, W)
     image_ptr,  # (B, C, H, W)

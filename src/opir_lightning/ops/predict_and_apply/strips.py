@@ -68,8 +68,9 @@ def backward(
     grad = grad.to(work.dtype).contiguous()
     wide = widen(image, work.tiles.margin, settings.padding, work.dtype)
     wide_grad = torch.zeros_like(wide) if need_image else None
-    features_grad = torch.empty_like(work.features) if need_features else None
-    weight_grad, bias_grad, mix_grad = (torch.zeros_like(x) for x in (work.weight, work.bias, work.mix))
+    # Contiguous whatever the inputs are, as is promised where a step is compiled.
+    features_grad = work.features.new_empty(features.shape) if need_features else None
+    weight_grad, bias_grad, mix_grad = (x.new_zeros(x.shape) for x in (work.weight, work.bias, work.mix))
     row_grads = torch.empty_like(work.buffer)
     for tile in work.tiles:
         samples, rows = tile

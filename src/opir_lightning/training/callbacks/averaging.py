@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from opir_lightning.errors import UserError
 from opir_lightning.training.callbacks.finite import was_skipped
 
 
@@ -22,9 +23,16 @@ class ExponentialMovingAverage(WeightAveraging):
             otherwise an average over 1,000 steps would after 2,000 still hold a seventh of the untrained weights.
         every: steps between two updates; the decay is raised to this power.
         after: steps before the first update; until then the average is the live weights' copy.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, *, decay: float = 0.999, every: int = 1, after: int = 0) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay is {decay:g}; it is a share and must be in [0, 1).")
+        if every < 1:
+            raise UserError(f"callbacks.ema.every is {every}; it must be 1 step or more.")
         # The foreach form: the per-tensor default took 3 ms a step for the some 200 small tensors of opir_tiny.
         super().__init__(use_buffers=True, multi_avg_fn=_warming_up(decay, every))
         self.every, self.after = every, after
