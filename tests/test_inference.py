@@ -223,6 +223,7 @@ def test_every_kind_of_input_means_the_same_picture(model, tmp_path):
     )
     for image in kinds:
         assert largest_difference(restorer(image), want) <= 1e-6
+    assert largest_difference(restorer((pixels / 255).astype(">f8")), want) <= 1e-6  # of the other byte order
     grey = restorer(pixels[..., 0])
     assert largest_difference(grey, restorer(np.stack([pixels[..., 0]] * 3, axis=2))) == 0
 
@@ -262,6 +263,7 @@ def test_input_that_is_no_picture_is_named(model):
         (image[:2], r"this one is \(2, 8, 8\)"),
         (image[..., :0], "not empty"),
         (np.zeros((8, 8, 4), np.uint8), r"must be \(H, W, 3\)"),
+        (np.full((8, 8, 3), None), "must be of numbers, and this one is of object"),
     ):
         with pytest.raises(UserError, match=reason):
             restorer(wrong)

@@ -130,7 +130,7 @@ def _thumbnails(findings: Sequence[Findings], role: str) -> dict[str, Any]:
 
 
 def _surplus(listing: Listing) -> list[str]:
-    published = publishedcount_sets(listing)
+    published = published_count(listing)
     if published is None or len(listing.items) <= published:
         return []
     return [f"{listing.folder} holds {len(listing.items)} pictures, and only {published} were published"]
@@ -145,7 +145,7 @@ def _print_table(findings: Sequence[Findings], faults: Sequence[int], title: str
         table.add_column(column, justify="left" if column in ("for", "set") else "right")
     for found, wrong in zip(findings, faults, strict=True):
         listing, psnr = found.listing, found.psnr
-        published = publishedcount_sets(listing)
+        published = published_count(listing)
         count = f"{len(listing.items)}" if published is None else f"{len(listing.items)} of {published}"
         table.add_row(
             listing.role,
@@ -157,7 +157,7 @@ def _print_table(findings: Sequence[Findings], faults: Sequence[int], title: str
     Console().print(table)
 
 
-def publishedcount_sets(listing: Listing) -> int | None:
+def published_count(listing: Listing) -> int | None:
     """How many pictures the set has that a source's name, or the last parts of a folder's, stands for."""
     parts = listing.name.split("/")
     tails = ["/".join(parts[start:]) for start in range(len(parts))]

@@ -82,10 +82,16 @@ def available_weights() -> list[str]:
     return sorted(path.stem for path in _WEIGHTS_DIR.glob("*.safetensors"))
 
 
-def default_weights() -> str | None:
-    """Name of the packaged weights to use where nobody names any; None where there are none."""
+def default_weights() -> str:
+    """Name of the packaged weights to use where nobody names any.
+
+    Raises:
+        UserError: there are none.
+    """
     names = available_weights()
-    return DEFAULT_WEIGHTS if DEFAULT_WEIGHTS in names else next(iter(names), None)
+    if not names:
+        raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
+    return DEFAULT_WEIGHTS if DEFAULT_WEIGHTS in names else next(iter(names))
 
 
 def find_weights(path_or_name: Path | str) -> Path:

@@ -175,8 +175,6 @@ def _load(args: argparse.Namespace) -> Restorer:
 
     exact_float32()
     weights = args.weights or default_weights()
-    if weights is None:
-        raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
     restorer = Restorer.from_pretrained(weights, device=args.device, dtype=args.dtype)
     restorer.task_index(args.task)  # an unknown task is an error before the first picture, not one per picture
     return restorer

@@ -292,7 +292,7 @@ class Restorer:
         height, width = batch.shape[-2:]
         if not (0 <= row < height and 0 <= column < width):
             raise UserError(f"The picture has {height} rows and {width} columns, and no pixel at ({row}, {column}).")
-        rows, columns = (self._around(place) for place in (row, column))
+        rows, columns = (self.model.window_around(place) for place in (row, column))
         found = self.model.operators_at(
             as_float(batch[..., rows, columns], self.device),
             row - rows.start,
@@ -301,11 +301,6 @@ class Restorer:
             strength=strength,
         )
         return [PixelOperator(kernel.float().cpu(), offset.float().cpu()) for kernel, offset in found]
-
-    def _around(self, place: int) -> slice:
-        """All that a pixel at this place can depend on along one axis, beginning where the model's grid does."""
-        reach, stride = self.model.receptive_field, self.model.stride
-        return slice(max(place - reach, 0) // stride * stride, place + reach + 1)
 
     def choose_tile(
         self, tile: TileSize, height: int, width: int, *, batch: int = 1, overlap: int | None = None
@@ -361,6 +356,9 @@ def _as_batch(image: Tensor | np.ndarray | Image.Image | Path | str) -> Tensor:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"An array must be (H, W, 3) or (H, W), and this one is {image.shape}.")
+        if image.dtype.kind not in "fiub":
+            raise UserError(f"An array must be of numbers, and this one is of {image.dtype}.")
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)  # torch knows only the machine's own order
         plain = image.flags.writeable and min(image.strides) >= 0  # what torch can look at without a copy
         image = torch.from_numpy(image if plain else np.array(image)).permute(2, 0, 1)
     batch = image[None] if image.ndim == 3 else image

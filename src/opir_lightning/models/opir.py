@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from opir_lightning.models.degradation_code import CodeEstimator
 from opir_lightning.models.prediction import Operator, Prediction
 from opir_lightning.models.predictor import OperatorPredictor
-from opir_lightning.models.settings import Padding, TaskParameters, Uncertainty, check_ranges, read_settings
+from opir_lightning.models.settings import TaskParameters, Uncertainty, check_ranges, read_settings
 from opir_lightning.models.task_parameters import OperatorTaskParameters, TaskAwareAffine
 from opir_lightning.models.uncertainty import SMALLEST, UncertaintyHead
 from opir_lightning.ops.operator_conv import Backend
@@ -288,6 +288,12 @@ class OPIR(nn.Module):
             start, guidance = start.detach(), guidance.detach()
         second = self.predict_operator(start, guidance, code, stage=1)
         return _Stages([first, second], coarse, uncertainty, start)
+
+    def window_around(self, place: int) -> slice:
+        """All that a pixel at this place can depend on along one axis, beginning where the model's grid does."""
+        return slice(
+            max(place - self.receptive_field, 0) // self.stride * self.stride, place + self.receptive_field + 1
+        )
 
     def operators_at(
         self, image: Tensor, row: int, column: int, *, code: Code, strength: float = 1.0

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from opir_lightning.errors import UserError
-from opir_lightning.ops.operator_conv import Backend
+from opir_lightning.ops.operator_conv import Backend, Padding
 
 TaskParameters = Literal["after", "before", "off"]
 Uncertainty = Literal["learned", "tap_mean", "off"]
-Padding = Literal["reflect", "zeros", "replicate"]
 
 
 def read_settings(constructor: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:

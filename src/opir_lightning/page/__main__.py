@@ -96,8 +96,6 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from opir_lightning.restorer import Restorer
 
     weights = args.weights or default_weights()
-    if weights is None:
-        raise UserError("No weights come with this installation: --weights with a .safetensors or .ckpt file.")
     exact_float32()
     restorer = Restorer.from_pretrained(weights, device=args.device)
     # Gradio reads all of these while it is imported; the weights, which may come from the hub, are there by now.

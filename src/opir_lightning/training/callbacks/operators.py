@@ -58,7 +58,7 @@ class OperatorPictures(Callback):
         image, code = outputs.degraded[:1], Code(*(part[:1] for part in outputs.code))
         for share_down, share_across in self.pixels:
             row, column = round(share_down * (image.shape[-2] - 1)), round(share_across * (image.shape[-1] - 1))
-            rows, columns = (_around(place, net.receptive_field, net.stride) for place in (row, column))
+            rows, columns = (net.window_around(place) for place in (row, column))
             with torch.no_grad():
                 found = net.operators_at(image[..., rows, columns], row - rows.start, column - columns.start, code=code)
             operators = [PixelOperator(kernel.float().cpu(), offset.float().cpu()) for kernel, offset in found]
@@ -85,11 +85,6 @@ class OperatorPictures(Callback):
 
 def _taps(kernel: Tensor) -> str:
     return " ".join(f"{value:.4g}" for value in kernel.flatten().tolist())
-
-
-def _around(place: int, reach: int, stride: int) -> slice:
-    """All that a pixel at this place can depend on along one axis, beginning where the model's grid does."""
-    return slice(max(place - reach, 0) // stride * stride, place + reach + 1)
 
 
 def _surroundings(image: Tensor, row: int, column: int, side: int) -> Tensor:
