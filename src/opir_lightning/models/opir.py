@@ -18,7 +18,7 @@ from opir_lightning.models.predictor import OperatorPredictor
 from opir_lightning.models.settings import TaskParameters, Uncertainty, check_ranges, read_settings
 from opir_lightning.models.task_parameters import OperatorTaskParameters, TaskAwareAffine
 from opir_lightning.models.uncertainty import SMALLEST, UncertaintyHead
-from opir_lightning.ops.operator_conv import Backend
+from opir_lightning.ops.operator_conv import Backend, Padding
 from opir_lightning.ops.predict_and_apply import predict_and_apply
 from opir_lightning.types import Code, PixelOperator, Restoration
 
