@@ -234,7 +234,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
                 raise
         restorer.free_memory()  # out of the handler, where the error holds the tensors that were too large
     if job.compare:
-        write_comparison(picture.pixels, refined, job.compare, allocate=allocate, progress=scratch.release)
+        write_comparison(picture, refined, job.compare, allocate=allocate, progress=scratch.release)
     if job.uncertainty and job.values and uncertainty is not None:
         write_uncertainty(uncertainty, job.values, job.uncertainty, allocate=allocate, progress=scratch.release)
     write_picture(picture._replace(pixels=refined), job.result, quality=args.quality, progress=scratch.release)

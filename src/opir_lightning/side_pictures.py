@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from opir_lightning.memory import Allocate
-from opir_lightning.picture_files import Picture, png_text, write_map, write_picture
+from opir_lightning.picture_files import Picture, write_map, write_picture
+from opir_lightning.picture_files.png_chunks import COLOUR, text
 
 GAP = 8  # pixels, white
 ROWS_AT_ONCE = 512  # between two calls of ``progress``
 
 
 def write_comparison(
-    before: np.ndarray, after: np.ndarray, path: Path, *, allocate: Allocate, progress: Callable[[], None]
+    picture: Picture, after: np.ndarray, path: Path, *, allocate: Allocate, progress: Callable[[], None]
 ) -> None:
-    """Write two pictures side by side, with a white gap.
+    """Write two pictures side by side, with a white gap; in the colours of the first, without transparency.
 
     Args:
-        before: on the left, ``(H, W, 3)`` uint8 or uint16.
-        after: on the right, alike.
+        picture: on the left.
+        after: on the right, pixels as those of the picture.
         path: of the PNG file.
         allocate: makes the picture, as ``numpy.empty`` does.
         progress: called every now and then, to give memory back.
@@ -32,6 +33,7 @@ def write_comparison(
     Raises:
         OSError: the file cannot be written.
     """
+    before = picture.pixels
     height, width, _ = before.shape
     both = allocate((height, 2 * width + GAP, 3), before.dtype)
     for rows in _bands(height):
@@ -39,7 +41,9 @@ def write_comparison(
         both[rows, width : width + GAP] = np.iinfo(before.dtype).max
         both[rows, width + GAP :] = after[rows]
         progress()
-    write_picture(Picture(both), path, progress=progress)
+    profile = {name: value for name, value in picture.metadata.items() if name == "icc-profile-data"}
+    colours = tuple(chunk for chunk in picture.chunks if chunk.kind in COLOUR)
+    write_picture(Picture(both, grey=picture.grey, chunks=colours, metadata=profile), path, progress=progress)
 
 
 def write_uncertainty(
@@ -65,8 +69,8 @@ def write_uncertainty(
     for rows in _bands(len(values)):
         colours[rows] = to_pixels(torch.from_numpy(values[rows])[None])
         progress()
-    text = f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more."
-    write_picture(Picture(colours, metadata=png_text("Description", text)), picture, progress=progress)
+    meaning = text("Description", f"Expected absolute error: dark is 0, brightest {UNCERTAINTY_TOP} and more.")
+    write_picture(Picture(colours, chunks=(meaning,)), picture, progress=progress)
 
 
 def _bands(height: int) -> list[slice]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from opir_lightning.errors import UserError
 from opir_lightning.outside import printable
+from opir_lightning.picture_files.png_chunks import Chunk
 
 # How each kind of file is written; lossy ones so that the loss stays below what a restoration is about.
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +50,8 @@ UNSUPPORTED = frozenset(
 TURNED = "exif-ifd0-Orientation"
 ORIENTATION = 0x0112
 RESOLUTION = ("xres", "yres")
-METADATA = ("exif-", "icc-profile-data", "xmp-data", "iptc-data", "png-comment-", "resolution-unit", *RESOLUTION)
+METADATA = ("exif-", "icc-profile-data", "xmp-data", "iptc-data", "resolution-unit", *RESOLUTION)
+THUMBNAIL = "exif-ifd1-"
 BY_PILLOW = {"exif-data": "exif", "icc-profile-data": "icc_profile", "xmp-data": "xmp"}  # the same under its names
 
 
@@ -61,6 +63,8 @@ class Picture(NamedTuple):
         alpha: ``(H, W)`` of the same type, or None.
         grey: whether it had one colour channel only.
         metadata: EXIF data, colour profile and the like, by libvips' names: (type, value).
+        chunks: of a PNG file, what says how its colours are meant, and its texts.
+        lossless: whether the file was without a loss, of a kind that can have one.
 
     The arrays may be views of a larger one.
     """
@@ -69,12 +73,15 @@ class Picture(NamedTuple):
     alpha: np.ndarray | None = None
     grey: bool = False
     metadata: Mapping[str, tuple[int, Any]] = {}
+    chunks: tuple[Chunk, ...] = ()
+    lossless: bool = False
 
 
 def last_line(error: Exception) -> str:
     """The last line of a library's message: libvips lists what it tried first."""
     lines = str(error).strip().splitlines()
-    if lines and lines[-1].startswith("unable to call"):  # all that pyvips says where libvips gives no reason
+    # All that pyvips says where libvips gives no reason, and what libvips says of our end of the pipe.
+    if lines and lines[-1].startswith(("unable to call", "unable to write to memory")):
         return "it is damaged"
     return printable(lines[-1].strip().rstrip("."))[:200] if lines else type(error).__name__
 

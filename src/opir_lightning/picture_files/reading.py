@@ -15,17 +15,27 @@ from PIL import Image, ImageOps
 
 from opir_lightning.errors import UserError
 from opir_lightning.memory import Scratch
+from opir_lightning.picture_files.exif import (
+    EXTRA_SAMPLES,
+    exif_of,
+    read_entries,
+    upright_xmp,
+    without_thumbnail,
+)
 from opir_lightning.picture_files.kinds import (
     BY_PILLOW,
     FORMATS,
     METADATA,
     ORIENTATION,
+    RESOLUTION,
     SUFFIXES,
+    THUMBNAIL,
     TURNED,
     Picture,
     last_line,
     register_heif,
 )
+from opir_lightning.picture_files.png_chunks import read_chunks
 
 if TYPE_CHECKING:
     import pyvips
@@ -76,15 +86,13 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixel
             start = file.read(2**16)
         if not start:
             raise UserError("the file is empty")
-        if start.startswith(b"\x89PNG") and b"acTL" in start.partition(b"IDAT")[0]:
-            raise UserError("it is an animation and only still pictures can be restored; split it first")
         most = most_pixels or (LARGEST if scratch is None else LARGEST_IN_FILE)
         if start[:2] == b"BM" or _is_heic(start):
             return _with_pillow(path, "BMP" if start[:2] == b"BM" else "HEIF", most)
         loader = _loader(start)
         if loader is None:
             raise ValueError("its content is of no known kind")
-        return _with_vips(path, loader, scratch, most)
+        return _with_vips(path, loader, scratch, most, lossless=start[12:16] == b"VP8L")
 
 
 def _is_heic(start: bytes) -> bool:
@@ -117,7 +125,8 @@ def _with_pillow(path: Path, kind: str, most_pixels: int) -> Picture:
         _check_pages(getattr(opened, "n_frames", 1))
         image = ImageOps.exif_transpose(opened)
         alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
-        return Picture(to_rgb(image), alpha, image.mode in ("1", "L", "LA"), _metadata_of_pillow(image))
+        grey = image.mode in ("1", "L", "LA")
+        return Picture(to_rgb(image), alpha, grey=grey, metadata=_metadata_of_pillow(image))
 
 
 def _metadata_of_pillow(image: Image.Image) -> dict[str, tuple[int, Any]]:
@@ -128,7 +137,20 @@ def _metadata_of_pillow(image: Image.Image) -> dict[str, tuple[int, Any]]:
     values = {name: image.info.get(key) for name, key in BY_PILLOW.items()} | {
         "exif-data": len(exif) and exif.tobytes()
     }
-    return {name: (pyvips.GValue.blob_type, value) for name, value in values.items() if value}
+    metadata = {name: (pyvips.GValue.blob_type, value) for name, value in values.items() if value}
+    if "dpi" in image.info and min(image.info["dpi"]) > 0:
+        resolution = zip(RESOLUTION, image.info["dpi"], strict=True)
+        metadata |= {name: (pyvips.GValue.gdouble_type, value / 25.4) for name, value in resolution}
+    return _true_of_result(metadata)
+
+
+def _true_of_result(metadata: dict[str, tuple[int, Any]]) -> dict[str, tuple[int, Any]]:
+    """Without a thumbnail of the picture as it was, and without turns: the pixels are upright."""
+    kept = {name: value for name, value in metadata.items() if not name.startswith(THUMBNAIL)}
+    for name, change in (("exif-data", without_thumbnail), ("xmp-data", upright_xmp)):
+        if name in kept:
+            kept[name] = (kept[name][0], change(kept[name][1]))
+    return kept
 
 
 def _check_pages(pages: int) -> None:
@@ -158,9 +180,10 @@ def _check_unfolded(path: Path, pixels: int, bytes_of_each: int, scratch: Scratc
         )
 
 
-def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: int) -> Picture:
+def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: int, *, lossless: bool) -> Picture:
     import pyvips
 
+    chunks = read_chunks(path) if loader == "pngload" else ()
     # libvips keeps what it has read, by the name of the file, and would give it again for another file of that name.
     load = functools.partial(getattr(pyvips.Image, loader), os.fsencode(path), fail_on="truncated", revalidate=True)
     # From top to bottom if it can be: only for turned pictures libvips needs the decoded pixels besides ours.
@@ -171,6 +194,7 @@ def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: in
         image = load()
     if loader != "jpegload":  # a phone's JPEG with a second view: its first picture counts
         _check_pages(image.get_n_pages())
+    entries = read_entries(path) if loader == "tiffload" else []
     image = image.autorot()
     deep = image.format == "ushort"
     if image.format not in ("uchar", "ushort"):
@@ -182,17 +206,37 @@ def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: in
         image = image.colourspace("rgb16" if deep else "srgb")
     if image.bands > 4:
         raise UserError(f"it holds {image.bands} channels; convert it to RGB or RGBA")
+    if image.bands in (2, 4) and any(tag == EXTRA_SAMPLES and not any(values) for tag, _, values in entries):
+        raise UserError("besides its colours it holds a channel that is no transparency, a mask perhaps; remove that")
+    if deep and loader == "heifload":
+        image = _full_range(image)
     metadata = {
         name: (image.get_typeof(name), image.get(name))
         for name in image.get_fields()
         if name.startswith(METADATA) and name != TURNED
     }
+    if exif := exif_of(entries):
+        metadata["exif-data"] = (pyvips.GValue.blob_type, exif)
     grey = image.bands < 3
     if grey:
         image = image[0].bandjoin([image[0], *image])  # the colour three times, then alpha, if there is one
         image = image.copy(interpretation="rgb16" if deep else "srgb")
     pixels = _decode(image, np.uint16 if deep else np.uint8, scratch)
-    return Picture(pixels[..., :3], pixels[..., 3] if image.bands > 3 else None, grey, metadata)
+    return Picture(
+        pixels[..., :3],
+        pixels[..., 3] if image.bands > 3 else None,
+        grey=grey,
+        lossless=lossless,
+        chunks=chunks,
+        metadata=_true_of_result(metadata),
+    )
+
+
+def _full_range(image: pyvips.Image) -> pyvips.Image:
+    """Values of 10 or 12 bits, which libvips moves up to 16 with zeros behind them, with white at the top."""
+    bits = image.get("bits-per-sample") if image.get_typeof("bits-per-sample") else 16
+    white = (2**bits - 1) << (16 - bits)
+    return image if bits == 16 else (image * (65535 / white)).rint().cast("ushort")
 
 
 def _decode(image: pyvips.Image, dtype: type, scratch: Scratch | None) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from opir_lightning.errors import UserError
 from opir_lightning.files import replaced_atomically
+from opir_lightning.picture_files.exif import add_exif
 from opir_lightning.picture_files.kinds import (
     BY_PILLOW,
     FORMATS,
@@ -20,12 +21,14 @@ from opir_lightning.picture_files.kinds import (
     last_line,
     register_heif,
 )
+from opir_lightning.picture_files.png_chunks import Inserter, other_colours, without_colours, xmp
 
 if TYPE_CHECKING:
     import pyvips
 
 QUALITY = {"jpeg": "Q", "webp": "Q", "heif": "Q", "HEIF": "quality"}  # what the formats with a loss call it
-EIGHT_BIT = {"jpeg", "webp", "heif", "BMP", "HEIF"}
+EIGHT_BIT = {"jpeg", "webp", "BMP", "HEIF"}
+WITHOUT_GREY = {"webp", "heif"}
 WITHOUT_ALPHA = {"jpeg", "BMP"}
 UNKNOWN_RESOLUTION = 1.0  # pixels per millimetre, where a file says nothing
 GREY_WEIGHTS = [0.299, 0.587, 0.114]  # of ITU-R BT.601, add up to 1: grey stays what it is
@@ -39,7 +42,8 @@ def write_picture(
 ) -> None:
     """Write a picture in the format of its suffix, whole or not at all.
 
-    What the format cannot hold is reduced: 16 bits to 8, and alpha to a white background.
+    What the format cannot hold is reduced: 16 bits to 8 (AVIF: to 12), alpha to a white background, and where there is
+    no grey, a grey picture's own profile to sRGB.
 
     Args:
         picture: what to write; it is written grey if it says so.
@@ -48,20 +52,30 @@ def write_picture(
         progress: called every now and then while a large picture is written.
 
     Raises:
-        UserError: the format cannot hold a picture of this size, or the disk is full.
+        UserError: the format cannot hold a picture of this size or with these colours, or the disk is full.
     """
     kind, options = FORMATS[path.suffix.lower()]
     if quality is not None and kind in QUALITY:
         options = {**options, QUALITY[kind]: quality}
     with replaced_atomically(path) as temporary:
         try:
+            if kind != "png" and "icc-profile-data" not in picture.metadata and (by := other_colours(picture.chunks)):
+                raise UserError(f"its colours are not those of sRGB (by its chunk {by}), which only a PNG can keep")
             image = _to_vips(picture, kind)
             _report(image, progress)
             if kind.isupper():
                 _save_with_pillow(image, temporary, kind, options)
+            elif kind == "png":
+                _save_png(image, temporary, picture)
+            elif kind == "tiff":
+                image.tiffsave(str(temporary), **options, bigtiff=_is_big(image))
+                if "exif-data" in picture.metadata:
+                    add_exif(temporary, picture.metadata["exif-data"][1])
+            elif kind == "webp" and picture.lossless and quality is None:
+                image.webpsave(str(temporary), lossless=True)
+            elif kind == "heif" and image.format == "ushort":
+                image.heifsave(str(temporary), **options, bitdepth=12)
             else:
-                if kind == "tiff":
-                    options = {**options, "bigtiff": _is_big(image)}
                 getattr(image, f"{kind}save")(str(temporary), **options)
         except UserError:
             raise
@@ -112,24 +126,40 @@ def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mappi
             exif.pop(ORIENTATION, None)
             known["exif"] = exif.tobytes()
         options = {**options, **known}
+    else:
+        options = {**options, "dpi": (image.xres * 25.4, image.yres * 25.4)}
     pixels = image.numpy().reshape(image.height, image.width, image.bands)  # of a single grey pixel it is a number
     Image.fromarray(pixels.squeeze(2) if image.bands == 1 else pixels).save(path, kind, **options)
 
 
-def png_text(keyword: str, text: str) -> dict[str, tuple[int, Any]]:
-    """Metadata of a `Picture` that become a text of a PNG file."""
+def _save_png(image: pyvips.Image, path: Path, picture: Picture) -> None:
     import pyvips
 
-    return {f"png-comment-0-{keyword}": (pyvips.GValue.gstr_type, text)}
+    chunks = without_colours(picture.chunks) if "icc-profile-data" in picture.metadata else picture.chunks
+    if "xmp-data" in picture.metadata:
+        chunks = (*chunks, xmp(picture.metadata["xmp-data"][1]))
+    with path.open("wb") as file:
+        inserter = Inserter(file, chunks)
+        target = pyvips.TargetCustom()
+        target.on_write(inserter.write)
+        try:
+            image.pngsave_target(target)
+        except pyvips.Error as error:
+            raise inserter.error or error from error
 
 
 def _to_vips(picture: Picture, kind: str) -> pyvips.Image:
     """The picture as its format can hold it; nothing is computed before it is written."""
     import pyvips
 
+    kept = dict(picture.metadata)
+    if kind == "png":
+        kept.pop("xmp-data", None)  # libvips would write it as a text of another kind
     image = _without_copy(picture.pixels)
     if picture.grey:
         image = image.recomb([GREY_WEIGHTS]).rint().cast(image.format).copy(interpretation=_interpretation(image, 1))
+        if kind in WITHOUT_GREY:
+            image, kept = _grey_as_colours(image, kept)
     if picture.alpha is not None:
         image = image.bandjoin(_without_copy(picture.alpha[..., None]))
         if kind in WITHOUT_ALPHA:
@@ -137,7 +167,6 @@ def _to_vips(picture: Picture, kind: str) -> pyvips.Image:
             image = image.flatten(background=[white] * (image.bands - 1), max_alpha=white)
     if kind in EIGHT_BIT and image.format == "ushort":
         image = (image / 257).rint().cast("uchar")
-    kept = dict(picture.metadata)
     resolution = {name: kept.pop(name)[1] for name in RESOLUTION if name in kept}
     for name in RESOLUTION:
         if resolution.get(name, UNKNOWN_RESOLUTION) == UNKNOWN_RESOLUTION:
@@ -147,6 +176,26 @@ def _to_vips(picture: Picture, kind: str) -> pyvips.Image:
         image.set_type(type_, name, value)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)  # EXIF data would turn upright pixels once more
     return image
+
+
+def _grey_as_colours(
+    image: pyvips.Image, metadata: dict[str, tuple[int, Any]]
+) -> tuple[pyvips.Image, dict[str, tuple[int, Any]]]:
+    """A grey picture in sRGB: for formats in which its profile would have no meaning."""
+    if "icc-profile-data" not in metadata:
+        return image, metadata
+    import pyvips
+
+    type_, profile = metadata["icc-profile-data"]
+    image = image.copy()
+    image.set_type(type_, "icc-profile-data", profile)
+    try:
+        converted = image.icc_transform("srgb", embedded=True, depth=16 if image.format == "ushort" else 8)
+    except pyvips.Error:  # the profile is none of a grey picture
+        converted = image
+    converted = converted.copy()
+    converted.remove("icc-profile-data")
+    return converted, {name: value for name, value in metadata.items() if name != "icc-profile-data"}
 
 
 def _without_copy(pixels: np.ndarray) -> pyvips.Image:
