@@ -36,6 +36,7 @@ from opir_lightning.tiling import plan_tiles
 def model() -> OPIR:
     """A small network in which everything is at work: blocks, both stages, the code. At its start it is an identity."""
     net = small_network(["none", "noise", "haze"])
+    torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith(("scale1", "scale2")):
@@ -264,6 +265,7 @@ def test_input_that_is_no_picture_is_named(model):
         (image[..., :0], "not empty"),
         (np.zeros((8, 8, 4), np.uint8), r"must be \(H, W, 3\)"),
         (np.full((8, 8, 3), None), "must be of numbers, and this one is of object"),
+        ([[0.5]], "was expected, and this is of the type 'list'"),
     ):
         with pytest.raises(UserError, match=reason):
             restorer(wrong)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -389,6 +392,59 @@ def test_the_folder_of_the_pictures_is_not_that_of_the_results(weights, tmp_path
         run(weights, tmp_path / "in", "-o", tmp_path / "in", "--format", "png")
     assert "would be taken for pictures the next time" in capsys.readouterr().err
     assert files(tmp_path / "in") == ["a.jpg"]
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_restored_twice(weights, tmp_path, capsys):
+    source, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for path in (
+        source / "z" / "1.png",
+        source / ".thumbnails" / "2.png",
+        elsewhere / "3.png",
+        elsewhere / "sub/4.png",
+    ):
+        write(path)
+    (source / "a").symlink_to(source / "z")
+    (source / "b").symlink_to(elsewhere)
+    (source / "z" / "up").symlink_to(source)
+    (elsewhere / "sub" / "back").symlink_to(source / "z")
+    assert run(weights, source, "-o", tmp_path / "out", "--recursive") == 0
+    assert files(tmp_path / "out") == ["b/3.png", "b/sub/4.png", "z/1.png"]
+
+
+def test_an_empty_name_of_weights_is_not_the_default(tmp_path, capsys):
+    assert main([str(write(tmp_path / "a.png")), "-o", str(tmp_path / "out"), "--weights", ""]) == 1
+    assert "error: The folder '.' holds neither" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_command_that_is_told_to_end_leaves_nothing_half_written(weights, tmp_path, name, status):
+    write(tmp_path / "a.png", pixels(0, 3000, 3000))
+    leftover = tmp_path / "out" / f".{'0' * 16}.tmp"
+    fresh = tmp_path / "out" / f".{'1' * 16}.tmp"
+    write(tmp_path / "out" / "x.png")
+    for path in (leftover, fresh):
+        path.write_bytes(b"of a writer that was killed")
+    os.utime(leftover, (0, 0))
+    command = [
+        sys.executable,
+        "-m",
+        "opir_lightning.restore",
+        tmp_path / "a.png",
+        "-o",
+        tmp_path / "out",
+        "--tile",
+        "64",
+    ]
+    running = subprocess.Popen([*command, "--weights", weights, "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+    while leftover.exists() and running.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    running.send_signal(getattr(signal, name))
+    _, said = running.communicate()
+    assert running.returncode == status
+    assert "interrupted; the same command continues where it stopped" in said
+    assert "Traceback" not in said
+    assert files(tmp_path / "out") == [fresh.name, "x.png"]
 
 
 def test_a_name_that_is_too_long_is_one_sentence(weights, tmp_path, capsys):

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,10 +80,12 @@ def add_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
+def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> list[Path]:
     """Delete what killed writers left in a folder and in those directly below it.
 
-    Only for a folder in which nobody else is writing.
+    Args:
+        folder: in which nobody else is writing, or has been for less than ``older_than``.
+        older_than: seconds since the last change of a file.
 
     Returns:
         What was deleted.
@@ -92,6 +95,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
         for path in folder.glob(pattern):
             if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):
-                    path.unlink()
-                    removed.append(path)
+                    if time.time() - path.stat().st_mtime >= older_than:
+                        path.unlink()
+                        removed.append(path)
     return removed

@@ -6,15 +6,18 @@ Neither torch nor the network is imported before the arguments are read, so that
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opir_lightning.errors import UserError
-from opir_lightning.files import kind_of
+from opir_lightning.files import kind_of, remove_leftovers
 from opir_lightning.memory import Scratch, out_of_memory
 from opir_lightning.outside import printable
 from opir_lightning.picture_files import FORMATS, LARGE, SUFFIXES, read_picture, write_picture
@@ -29,6 +32,8 @@ EPILOG = """\
 Exit status: 0 all restored, 1 something failed (each named with its reason, the rest is restored), 2 wrong usage.
 Finished results are skipped, so a stopped run is continued by the same command. Inputs are never overwritten."""
 
+LEFT = 24 * 3600  # seconds: nobody writes a picture for so long
+
 # Tiles of a picture count as parts of it: the time that is left is right with one large picture, too.
 BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} pictures [{elapsed}<{remaining}{postfix}]"
 
@@ -38,6 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     limit_spinning()
+    with _told_to_end():
+        return _main(parser, args)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """What batch systems and closed windows send ends the command as Ctrl-C does: nothing half-written stays."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it, and is to go on
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         jobs, failed = plan(
             args.inputs,
@@ -54,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+        return 128 + int(stopped.args[0] if stopped.args else signal.SIGINT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,6 +179,9 @@ def _run(jobs: list[Job], failed: list[str], args: argparse.Namespace) -> int:
     for line in failed:
         print(f"failed: {printable(line)}", file=sys.stderr)
     failures = len(failed)
+    for folder in {path.parent for job in waiting for path in job.outputs}:
+        if kind_of(folder) == "folder":
+            remove_leftovers(folder, older_than=LEFT)
     if waiting:
         from tqdm import tqdm
 
@@ -174,7 +207,7 @@ def _load(args: argparse.Namespace) -> Restorer:
     from opir_lightning.restorer import Restorer
 
     exact_float32()
-    weights = args.weights or default_weights()
+    weights = default_weights() if args.weights is None else args.weights
     restorer = Restorer.from_pretrained(weights, device=args.device, dtype=args.dtype)
     restorer.task_index(args.task)  # an unknown task is an error before the first picture, not one per picture
     return restorer

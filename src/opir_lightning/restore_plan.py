@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -95,12 +96,13 @@ def _check_outputs(jobs: list[Job]) -> None:
 def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
     """The pictures of a folder, sorted, and a line for what is none although its name says so.
 
-    Hidden files and earlier results inside the folder are left out.
+    Hidden files and folders and earlier results inside the folder are left out.
     """
     results = output.resolve()
     inside = results != folder.resolve()
-    found, refused = [], []
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+    found: list[Path] = []
+    paths, refused = _contents(folder, recursive=recursive)
+    for path in paths:
         suffix = path.suffix.lower()
         if path.name.startswith(".") or path.is_dir() or (suffix not in FORMATS and suffix not in UNSUPPORTED):
             continue
@@ -116,6 +118,32 @@ def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path
         hint = "" if recursive else "; with --recursive the folders inside it are searched too"
         raise UserError(f"The folder '{folder}' holds no pictures ({SUFFIXES}){hint}.")
     return found, refused
+
+
+def _contents(folder: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
+    """What is in a folder, sorted, and a line for each folder below it that cannot be read.
+
+    Links to folders are followed, but no folder is read twice: under its own name if it has one here.
+    """
+    paths: list[Path] = []
+    refused: list[str] = []
+    seen: set[Path] = set()
+    waiting = deque([folder])
+    while waiting:
+        here = waiting.popleft()
+        if (real := here.resolve()) in seen:
+            continue
+        seen.add(real)
+        try:
+            inside = sorted(here.iterdir())
+        except OSError as error:
+            refused.append(f"{here}: {error.strerror}")
+            continue
+        paths += inside
+        below = [path for path in inside if path.is_dir() and not path.name.startswith(".")] if recursive else []
+        waiting.extendleft(path for path in reversed(below) if not path.is_symlink())
+        waiting.extend(path for path in below if path.is_symlink())
+    return sorted(paths), refused
 
 
 def _why_no_file(path: Path) -> str:

@@ -361,6 +361,9 @@ def _as_batch(image: Tensor | np.ndarray | Image.Image | Path | str) -> Tensor:
         image = image.astype(image.dtype.newbyteorder("="), copy=False)  # torch knows only the machine's own order
         plain = image.flags.writeable and min(image.strides) >= 0  # what torch can look at without a copy
         image = torch.from_numpy(image if plain else np.array(image)).permute(2, 0, 1)
+    if not isinstance(image, Tensor):
+        kind = type(image).__name__
+        raise UserError(f"A tensor, an array, a PIL picture or a path was expected, and this is of the type '{kind}'.")
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or batch.shape[1] != 3 or batch.numel() == 0:
         raise UserError(

@@ -95,7 +95,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from opir_lightning.inference import exact_float32
     from opir_lightning.restorer import Restorer
 
-    weights = args.weights or default_weights()
+    weights = default_weights() if args.weights is None else args.weights
     exact_float32()
     restorer = Restorer.from_pretrained(weights, device=args.device)
     # Gradio reads all of these while it is imported; the weights, which may come from the hub, are there by now.

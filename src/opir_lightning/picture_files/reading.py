@@ -202,8 +202,6 @@ def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: in
     if image.interpretation == "cmyk":
         embedded = image.get_typeof("icc-profile-data") != 0
         image = image.icc_transform("srgb", embedded=embedded, input_profile="cmyk", depth=16 if deep else 8)
-    elif image.interpretation in ("lab", "labs", "labq", "xyz", "hsv", "lch"):
-        image = image.colourspace("rgb16" if deep else "srgb")
     if image.bands > 4:
         raise UserError(f"it holds {image.bands} channels; convert it to RGB or RGBA")
     if image.bands in (2, 4) and any(tag == EXTRA_SAMPLES and not any(values) for tag, _, values in entries):
@@ -254,8 +252,11 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     """The pixels ``(H, W, 3)`` uint8 of a PIL picture of any kind, upright; 16 bits are scaled to 8, alpha dropped.
 
     Raises:
-        UserError: the picture holds floating-point values, whose range is unknown, or integers beyond 16 bits.
+        UserError: this is no PIL picture, or it holds floating-point values, whose range is unknown, or integers beyond
+            16 bits.
     """
+    if not isinstance(image, Image.Image):
+        raise UserError(f"A PIL picture was expected, and this is of the type '{type(image).__name__}'.")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("The picture holds floating-point values; convert it to 8-bit RGB first.")
