@@ -124,7 +124,6 @@ def test_an_unknown_task_and_a_mistyped_key_are_one_sentence(say):
         ("callbacks.ema.every=0", "callbacks.ema.every is 0"),
         ("callbacks.ema.decay=1", "callbacks.ema.decay is 1"),
         ("schedule.warmup=2", "schedule.warmup is 2"),
-        ("optimizer.lr=-1", "Invalid learning rate: -1"),
     ],
 )
 def test_a_setting_out_of_its_range_is_one_sentence(say, override, said):

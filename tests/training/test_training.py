@@ -271,6 +271,12 @@ def test_schedule_rises_then_falls_to_its_last_share():
         WarmupCosine(warmup=math.inf)
 
 
+def test_what_the_optimizer_does_not_take_is_one_sentence(tmp_path):
+    module, *_ = assemble(check_keys(configuration(tmp_path, "optimizer.lr=-1")))
+    with pytest.raises(UserError, match=r"The optimizer cannot be made as `optimizer` has it: Invalid learning rate: -1"):
+        module.configure_optimizers()
+
+
 def test_task_parameters_biases_and_norms_are_not_decayed(tmp_path):
     module, *_ = assemble(check_keys(configuration(tmp_path)))
     decayed, *others = parameter_groups(module.net, 5.0)
