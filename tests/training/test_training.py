@@ -273,7 +273,7 @@ def test_schedule_rises_then_falls_to_its_last_share():
 
 def test_what_the_optimizer_does_not_take_is_one_sentence(tmp_path):
     module, *_ = assemble(check_keys(configuration(tmp_path, "optimizer.lr=-1")))
-    with pytest.raises(UserError, match=r"The optimizer cannot be made as `optimizer` has it: Invalid learning rate: -1"):
+    with pytest.raises(UserError, match=r"cannot be made as `optimizer` has it: Invalid learning rate: -1"):
         module.configure_optimizers()
 
 
