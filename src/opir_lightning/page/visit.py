@@ -92,8 +92,10 @@ def restore_upload(
     shown = torch.from_numpy(scaled_down(uncertainty, LONGEST))[None]
     profile = {name: value for name, value in picture.metadata.items() if name == "icc-profile-data"}
     files = [target / f"{name}.jpg" for name in ("before", "after", "uncertainty")]
-    for file, pixels in zip(files, (before, after, uncertainty_overlay(after, shown)), strict=True):
-        write_picture(Picture(pixels, metadata=profile), file)
+    for file, pixels in zip(files[:2], (before, after), strict=True):
+        write_picture(Picture(pixels, grey=picture.grey, metadata=profile), file)
+    overlay = uncertainty_overlay(after, shown)  # in colours, for which a grey picture's profile says nothing
+    write_picture(Picture(overlay, metadata={} if picture.grey else profile), files[2])
     words = _words(restorer.estimate(picture.pixels), picture.pixels.shape, float(uncertainty.mean()))
     seen = Seen(upload, task, strength, max(refined.shape[:2]) / max(after.shape[:2]))
     return View(files[0], files[1], files[2], result, words, seen)

@@ -9,6 +9,7 @@ import io
 import re
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -165,7 +166,8 @@ def _directory(file: IO[bytes], form: _Format, place: int, depth: int) -> list[E
         if tag in POINTERS:
             if depth < 2:
                 (below,) = struct.unpack_from(form.order + ("Q" if size == 8 else "L"), values)
-                entries.append(Entry(tag, LONG, _directory(file, form, below, depth + 1)))
+                with suppress(struct.error):  # one that leads nowhere
+                    entries.append(Entry(tag, LONG, _directory(file, form, below, depth + 1)))
             continue
         if size > form.inline:
             file.seek(struct.unpack(form.order + form.place, values)[0])
