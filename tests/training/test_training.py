@@ -269,6 +269,8 @@ def test_schedule_rises_then_falls_to_its_last_share():
     assert schedule(1.5) == pytest.approx(0.02)
     with pytest.raises(ValueError, match="share"):
         WarmupCosine(warmup=math.inf)
+    with pytest.raises(ValueError, match=r"schedule\.last is -1; it is a factor"):
+        WarmupCosine(last=-1)
 
 
 def test_task_parameters_biases_and_norms_are_not_decayed(tmp_path):
