@@ -124,6 +124,13 @@ def test_an_unknown_task_and_a_mistyped_key_are_one_sentence(say):
         ("callbacks.ema.every=0", "callbacks.ema.every is 0"),
         ("callbacks.ema.decay=1", "callbacks.ema.decay is 1"),
         ("schedule.warmup=2", "schedule.warmup is 2"),
+        ("seed=-1", "seed is -1; it must be from 0 to 4294967295"),
+        ("trainer.max_steps=0", "trainer.max_steps is 0; it must be more than 0, or no step would be taken"),
+        ("data.workers=x", "data.workers is 'x'; it must be a whole number or null"),
+        ("+data.train.nois.weight=2", "Did you mean 'data.train.noise'?"),
+        ("data.crop=100000", "data.crop is 100000; it must be 4096 or less, or no memory holds a batch"),
+        ("degradations.rain.severity=[0.9,0.1]", "its first end must not be more than its second"),
+        ("trainer.accelerator=gqu", "'trainer' cannot be built with its settings: You selected an invalid accelerator"),
     ],
 )
 def test_a_setting_out_of_its_range_is_one_sentence(say, override, said):
@@ -138,6 +145,9 @@ def test_a_setting_out_of_its_range_is_one_sentence(say, override, said):
         ("tile=0", "tile is '0'; it must be auto, null or a number of pixels"),
         ("tile=1.5", "tile is '1.5'"),
         ("threads=0", "threads is 0"),
+        ("benchmark.severity=[1,0.3]", "benchmark.severity is [1, 0.3]; its first end must not be more"),
+        ("+benchmark.severty=[0,1]", "'benchmark.severty' is not a setting"),
+        ("+benchmark.embedded.nois.sigma_255=3", "Did you mean 'benchmark.embedded.noise'?"),
         ("device=meta", "Nothing here runs on the device 'meta'"),
         (f"checkpoint={'x' * 300}", "There is no weights file"),
     ],
@@ -146,6 +156,16 @@ def test_what_an_evaluation_cannot_do_is_one_sentence(say, override, said):
     status, err = say(evaluate, "checkpoint=opir_tiny", override)
     assert status == 1
     assert said in one_sentence(err)
+
+
+def test_a_lack_of_memory_is_one_sentence(say, monkeypatch):
+    def assemble(plain):
+        torch.empty(2**44)
+
+    monkeypatch.setattr(train, "assemble", assemble)
+    status, err = say(train, *TINY)
+    assert status == 1
+    assert "not enough memory for this; take smaller crops" in one_sentence(err)
 
 
 def test_weights_of_something_else_are_one_sentence(say, tmp_path):

@@ -13,7 +13,7 @@ import opir_lightning
 
 PACKAGE = Path(opir_lightning.__file__).parent
 COMMANDS = {"train", "evaluate", "restore", "export", "count", "check_data", "page", "search", "compare"}
-ENTRY = {*COMMANDS, "report", "benchmark", "config", "presets", "resume", "starting", "sweep"}
+ENTRY = {*COMMANDS, "report", "benchmark", "config", "ranges", "presets", "resume", "starting", "sweep"}
 # Each room and what of the package it may know besides itself. What is not listed may be known by nobody below ENTRY.
 BASE = {"types", "errors"}
 MAY_KNOW = {
@@ -22,6 +22,7 @@ MAY_KNOW = {
     "outside": BASE,
     "threads": BASE,
     "trials": set(),
+    "value_kinds": set(),
     "files": set(),
     "disk": BASE,
     "checkpoint_files": {"files", *BASE},

@@ -103,3 +103,19 @@ def test_task_weights_are_factors_of_the_pictures_of_a_task_and_are_not_logged()
 def test_a_weight_for_a_task_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match="'nois', and the tasks are none, noise"):
         RestorationLoss(l1=1.0, tasks=["none", "noise"], task_weights={"nois": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"l1": -1.0}, r"loss\.l1 is -1; it is a weight and must be 0 or more"),
+        ({"l1": 1.0, "coarse": -0.5}, r"loss\.coarse is -0\.5"),
+        ({"l1": 1.0, "task": math.inf}, r"loss\.task is inf"),
+        ({"l1": 1.0, "beta": 2.0}, r"loss\.beta is 2; it must be in \[0, 1\]"),
+        ({"l1": 1.0, "tasks": ["rain"], "task_weights": {"rain": -1}}, r"loss\.task_weights\.rain is -1"),
+        ({}, "All weights of `loss` are 0"),
+    ],
+)
+def test_weights_out_of_their_range_are_refused(wrong, said):
+    with pytest.raises(UserError, match=said):
+        RestorationLoss(**wrong)

@@ -111,11 +111,29 @@ def test_a_search_goes_on_where_it_was_cut_off_and_past_a_trial_that_fails(tmp_p
         ({"optimizer.lr": {"low": 1e-2}}, "needed is"),
         ({"optimizer.lr": {"choices": []}}, "needed is"),
         ({"optimizer.lr": 3}, "needed is"),
+        ({"optimizer.lr": {"low": 1e-4, "high": "x"}}, "both must be numbers"),
+        ({"optimizer.lr": {"low": 0, "high": 1e-2, "log": True}}, "with log: true it must be more than 0"),
+        ({"model.width": {"choices": [16, "wide"]}}, r"model\.width is 'wide'; it must be a whole number"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_an_error_before_anything_runs(tmp_path, space, said):
     with pytest.raises(UserError, match=said):
         search(configuration(tmp_path / "run", space))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+search.trails=3", r"did you mean 'search\.trials'"),
+        ("search.trials=-1", r"search\.trials is -1; it must be a whole number of 0 or more"),
+        ("search.trials=x", r"search\.trials is 'x'"),
+        ("search.timeout=0", r"search\.timeout is 0; it must be more than 0 seconds, or null"),
+    ],
+)
+def test_a_mistyped_setting_of_a_search_is_an_error_before_anything_runs(tmp_path, override, said):
+    with pytest.raises(UserError, match=said):
+        search(configuration(tmp_path / "run", {}, override))
     assert not (tmp_path / "run").exists()
 
 

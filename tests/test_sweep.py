@@ -130,7 +130,7 @@ def test_a_job_that_fails_is_reported_and_does_not_take_the_rest_along(sweep):
     end = said.splitlines()[-2:]
     assert end[0] == "error: 1 job of the sweep failed:"
     assert "uncertainty-maybe" in end[1]
-    assert "must be one of learned, tap_mean, off" in end[1]
+    assert "must be learned, tap_mean or off" in end[1]
     (note,) = Path("outputs/ablation/uncertainty").glob("*/failed.txt")
     assert "Traceback" in note.read_text()
     # What another process is at is left to it. The failure of another command is not this one's.

@@ -63,7 +63,7 @@ def test_a_group_is_the_experiment_and_what_changes_the_training(configured):
     assert group("trainer.max_steps=7", "seed=1", "model.offset=false", "callbacks.ema.decay=0.9") == (
         "rain callbacks.ema.decay=0.9 model.offset=false trainer.max_steps=7"
     )
-    long = [f"+data.train.a{number:03d}={{}}" for number in range(30)]
+    long = [f"+degradations.a{number:03d}={{}}" for number in range(30)]
     assert len(group(*long)) <= 120
     assert group(*long) != group(*long[:-1])
 

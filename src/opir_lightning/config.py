@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from opir_lightning.disk import cannot_write
 from opir_lightning.errors import UserError
 from opir_lightning.resume import fingerprint
+from opir_lightning.value_kinds import check_value
 
 
 @dataclass
@@ -167,6 +168,20 @@ def setting(name: str) -> str:
     return f"{whole[: _LONGEST_NAME - 9]}~{zlib.crc32(whole.encode()):08x}"
 
 
+_RESERVED = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")  # by Hydra, in every node
+
+# What these hold are nodes, each with a `_target_`; and whether one may be left out by null.
+_GROUPS_OF_NODES = {
+    "degradations": True,
+    "callbacks": True,
+    "logger": True,
+    "data.train": False,
+    "data.val": False,
+    "benchmark.sets": False,
+    "benchmark.embedded": False,
+}
+
+
 def check_keys(config: DictConfig) -> dict[str, Any]:
     """Resolve a configuration and hold every node with a ``_target_`` against that constructor's signature.
 
@@ -174,7 +189,8 @@ def check_keys(config: DictConfig) -> dict[str, Any]:
         The configuration as plain containers.
 
     Raises:
-        UserError: a key is mistyped, a required one is missing, or an interpolation leads nowhere.
+        UserError: a key is mistyped, a required one is missing, a value is of a kind that its constructor cannot take,
+            or an interpolation leads nowhere.
     """
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -182,7 +198,10 @@ def check_keys(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"The configuration is not complete: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     _check_node(plain, "")
-    return {str(key): value for key, value in plain.items()}
+    named = {str(key): value for key, value in plain.items()}
+    for group in _GROUPS_OF_NODES:
+        _check_group(named, group)
+    return named
 
 
 def _check_node(node: Any, where: str) -> None:
@@ -202,18 +221,77 @@ def _check_target(node: Mapping[str, Any], where: str) -> None:
 
     target = str(node["_target_"])
     try:
-        parameters = inspect.signature(get_object(target)).parameters
+        constructor = get_object(target)
+        parameters = inspect.signature(constructor).parameters
     except Exception as error:
         raise UserError(f"{where}._target_ is '{target}', and there is no such class or function ({error}).") from error
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in node:
-        if key.startswith("_") and key.endswith("_"):
+    if not isinstance(node.get("_partial_", False), bool):
+        raise UserError(f"{where}._partial_ is {node['_partial_']!r}; it must be true or false.")
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for key, value in node.items():
+        if key in _RESERVED:
             continue
-        if key not in parameters:
+        if key in parameters:
+            if wrong := check_value(f"{where}.{key}", value, constructor, key):
+                raise UserError(wrong)
+        elif not takes_any:
             near = difflib.get_close_matches(key, parameters, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" It knows: {', '.join(parameters)}."
             raise UserError(f"'{where}.{key}' is not a setting of {target}.{hint}")
+
+
+def _check_group(plain: Mapping[str, Any], path: str) -> None:
+    """`UserError` for an entry that is no node: a mistyped name would build nothing, or what nobody can use."""
+    group: Any = plain
+    for key in path.split("."):
+        group = group.get(key) if isinstance(group, Mapping) else None
+    if not isinstance(group, Mapping):
+        return
+    known = [name for name, node in group.items() if isinstance(node, Mapping) and "_target_" in node]
+    for name, node in group.items():
+        if name in known or (not node and _GROUPS_OF_NODES[path]):
+            continue
+        if node is None:
+            raise UserError(f"'{path}.{name}' is null; it must be a node with a _target_, or be left out.")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{path}.{near[0]}'?" if near else f"There are {', '.join(known) or 'no others'}."
+        raise UserError(f"'{path}.{name}' has no _target_, which would name its class. {hint}")
+
+
+def build(node: Any, where: str, **more: Any) -> Any:
+    """The object that a node of a checked configuration stands for.
+
+    Args:
+        node: with a ``_target_``.
+        where: its path in the configuration.
+        more: arguments beside the node's, or in their place.
+
+    Raises:
+        UserError: a constructor refuses a setting.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, _convert_="all", **more)
+    except InstantiationException as error:
+        inside = re.search(r"full_key: (\S+)$", str(error))
+        path = f"{where}.{inside[1]}" if inside else where
+        if own := user_error(error):
+            # The sentences of what stands at the top name the whole path themselves.
+            raise type(own)(f"{path}: {own}" if inside else str(own)) from error
+        from lightning.fabric.utilities.exceptions import MisconfigurationException  # seconds, for those who need it
+
+        cause = error.__cause__
+        # By these torch, Lightning and Optuna refuse a value.
+        if isinstance(cause, TypeError | ValueError | MisconfigurationException):
+            raise UserError(f"'{path}' cannot be built with its settings: {first_sentence(cause)}") from error
+        raise
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library says, without the advice that may follow in further lines."""
+    return str(error).strip().splitlines()[0].rstrip(".") + "."
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -232,15 +310,27 @@ def _full_disk(error: Exception, config: DictConfig) -> str | None:
     return why and f"{why}; make room, and give the same command again."
 
 
+def _no_memory(error: BaseException) -> str | None:
+    """A sentence on a lack of memory; None where it is something else."""
+    from opir_lightning.memory import out_of_memory
+
+    found: BaseException | None = error
+    while found is not None and not out_of_memory(found):
+        found = found.__cause__
+    if found is None:
+        return None
+    return "There is not enough memory for this; take smaller crops, batches or tiles, or a smaller model."
+
+
 def explain_user_errors(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Print a `UserError`, or that a disk is full, as one sentence and leave with status 1, without a traceback."""
+    """Print a `UserError`, or a lack of disk or memory, as one sentence; leave with status 1, without a traceback."""
 
     @functools.wraps(task)  # Hydra names the job and its log by the file of what is wrapped, not by this one
     def explained(config: DictConfig) -> Any:
         try:
             return task(config)
         except Exception as error:
-            mendable = user_error(error) or _full_disk(error, config)
+            mendable = user_error(error) or _full_disk(error, config) or _no_memory(error)
             if mendable is None:
                 raise
             print(f"error: {mendable}", file=sys.stderr)

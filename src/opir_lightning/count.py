@@ -41,12 +41,11 @@ def _variants() -> list[str]:
 def _print(variants: Sequence[str], overrides: Sequence[str], size: int) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from hydra.utils import instantiate
     from rich.console import Console
     from rich.table import Table
 
     from opir_lightning.complexity import count
-    from opir_lightning.config import check_keys, user_error
+    from opir_lightning.config import build, check_keys
 
     table = Table(title=f"{size}x{size}, both stages, blind; one multiply-add is one MAC")
     for column in ("variant", "parameters", "MACs", "sees (pixels around)"):
@@ -58,10 +57,7 @@ def _print(variants: Sequence[str], overrides: Sequence[str], size: int) -> None
                 config = compose("train", [f"model={name}", "run_dir=.", *overrides])
             except HydraException as error:
                 raise UserError(str(error).splitlines()[0]) from error
-        try:
-            net = instantiate(check_keys(config)["model"], _convert_="all")
-        except HydraException as error:  # which wraps what a constructor raises
-            raise user_error(error) or error from error
+        net = build(check_keys(config)["model"], "model")
         parameters, macs = count(net, size)
         table.add_row(name, f"{parameters / 1e6:.2f} M", f"{macs / 1e9:.2f} G", str(net.receptive_field))
     Console().print(table)

@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.config import build, check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.presets import suggest_layout
 from opir_lightning.threads import limit_spinning, use_threads
@@ -57,25 +57,29 @@ def find_sets(plain: dict[str, Any], tasks: tuple[str, ...]) -> list[Any]:
     Raises:
         UserError: the root is missing, a named set is unknown or not there, or nothing was found.
     """
-    from hydra.utils import instantiate
-
     from opir_lightning.data.evaluation import EvaluationSet
     from opir_lightning.data.store import ImageStore
+    from opir_lightning.degradations.base import as_interval
 
     root = plain["data"].get("root")
+    if unknown := set(plain["benchmark"]) - {"severity", "sets", "embedded"}:
+        raise UserError(f"'benchmark.{unknown.pop()}' is not a setting; it knows severity, sets and embedded.")
     if unknown := set(plain["data"]) - {"root"}:
         raise UserError(f"'data.{unknown.pop()}' is not a setting of an evaluation; it knows data.root.")
     if root is not None and not Path(root).is_dir():
         raise UserError(f"The data folder '{root}' does not exist; set data.root to the folder with the test sets.")
-    group = plain["benchmark"]["sets" if root is not None else "embedded"]
+    role = "sets" if root is not None else "embedded"
+    group = plain["benchmark"][role]
     severity = plain["benchmark"]["severity"]
+    if severity is not None:
+        as_interval("benchmark.severity", severity, low=0.0, high=1.0)
     wanted = plain["sets"] or list(group)
     store = ImageStore()  # one for all: CBSD68 alone is in four sets
     sets, absent = [], []
     for name in wanted:
         if name not in group:
             raise UserError(f"There is no test set '{name}' in the benchmark; it knows {', '.join(group)}.")
-        source = instantiate(group[name], _convert_="all")
+        source = build(group[name], f"benchmark.{role}.{name}")
         items = source.items(None if root is None else Path(root), embedded="heldout")
         if items:
             sets.append(EvaluationSet(name, source, items, tasks=tasks, store=store, severity=severity))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class RestorationLoss:
             fortieth of the gradient's energy in a five-task training, haze and low light had two thirds.
 
     Raises:
-        UserError: a weight is given for a task that is neither there nor one of the standard ones.
+        UserError: a weight is out of its range, or for a task that is neither there nor one of the standard ones.
     """
 
     def __init__(
@@ -114,6 +115,13 @@ class RestorationLoss:
         task_weights: Mapping[str, float] | None = None,
     ) -> None:
         weights = {"l1": l1, "charbonnier": charbonnier, "rmse": rmse, "log_mse": log_mse, "frequency": frequency}
+        for name, weight in (*weights.items(), ("uncertainty", uncertainty), ("task", task), ("coarse", coarse)):
+            if not 0 <= weight < math.inf:
+                raise UserError(f"loss.{name} is {weight:g}; it is a weight and must be 0 or more.")
+        if not any((*weights.values(), uncertainty, task)):
+            raise UserError("All weights of `loss` are 0; at least one must be more.")
+        if not 0 <= beta <= 1:
+            raise UserError(f"loss.beta is {beta:g}; it must be in [0, 1].")
         self.picture_weights = {name: weight for name, weight in weights.items() if weight}
         self.uncertainty, self.task, self.coarse, self.beta = uncertainty, task, coarse, beta
         self.task_weights: Tensor | None = None
@@ -121,6 +129,9 @@ class RestorationLoss:
             # A recipe's weights for the standard tasks may stand where a run leaves some of these tasks out.
             if unknown := sorted(set(task_weights) - set(tasks) - set(Task)):
                 raise UserError(f"loss.task_weights has '{unknown[0]}', and the tasks are {', '.join(tasks)}.")
+            for name, factor in task_weights.items():
+                if not 0 <= factor < math.inf:
+                    raise UserError(f"loss.task_weights.{name} is {factor:g}; it must be 0 or more.")
             self.task_weights = torch.tensor([float(task_weights.get(name, 1.0)) for name in tasks])
 
     def __call__(self, restored: Restoration, clean: Tensor, task: Tensor) -> LossTerms:

@@ -11,25 +11,24 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 
-from opir_lightning.config import check_keys, config_dir, register_schemas
+from opir_lightning.config import build, check_keys, config_dir, register_schemas
 
 if TYPE_CHECKING:
     from opir_lightning.data.inspection import Listing, Role
 
 register_schemas()
+_PLACES = {"train": "data.train", "val": "data.val", "test": "benchmark.sets"}  # of the sources of a role
 
 
 def list_roles(plain: dict[str, Any], root: Path, roles: Sequence[Role]) -> tuple[list[Listing], list[str]]:
     """The sets of a checked configuration that are below a root, and the names of those that are not."""
-    from hydra.utils import instantiate
-
     from opir_lightning.data.inspection import list_sets
 
-    sources = {"train": plain["data"]["train"], "val": plain["data"]["val"], "test": plain["benchmark"]["sets"]}
     listings: list[Listing] = []
     absent: list[str] = []
     for role in roles:
-        built = {name: instantiate(node, _convert_="all") for name, node in sources[role].items()}
+        group, _, key = (place := _PLACES[role]).partition(".")
+        built = {name: build(node, f"{place}.{name}") for name, node in plain[group][key].items()}
         found, missing = list_sets(role, built, root)
         listings += found
         absent += missing

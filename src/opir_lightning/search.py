@@ -7,6 +7,7 @@ the same command goes on where the last one stopped, and several of them at once
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import logging
 import re
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.config import build, check_keys, config_dir, explain_user_errors, register_schemas
 from opir_lightning.errors import UserError
 from opir_lightning.threads import limit_spinning
 from opir_lightning.trials import INSTEAD_OF, JOURNAL, METRIC, STEPS, trial_folder
@@ -57,13 +58,13 @@ def search(config: DictConfig) -> optuna.Study:
         import optuna
     except ImportError as error:
         raise UserError("A search needs Optuna: pip install 'opir-lightning[search]'.") from error
-    from hydra.utils import instantiate
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     plain = check_keys(config)
     settings, folder = plain["search"], Path(plain["run_dir"])
+    _check_search(settings)
     _check_space(config)
     folder.mkdir(parents=True, exist_ok=True)
     journal = str(folder / JOURNAL)
@@ -73,7 +74,7 @@ def search(config: DictConfig) -> optuna.Study:
         study_name=plain["name"],
         direction="maximize",
         load_if_exists=True,
-        pruner=instantiate(settings["pruner"]),
+        pruner=build(settings["pruner"], "search.pruner"),
     )
     study.set_user_attr(METRIC, settings["metric"])
     log.info("%d trials are done, %d are wanted. Journal: %s", len(_done(study)), settings["trials"], journal)
@@ -87,7 +88,7 @@ def search(config: DictConfig) -> optuna.Study:
             if late or len(_done(study)) + len(_running(study)) >= settings["trials"]:
                 return study
             # From the number of the trial: with the seed of its beginning a search that goes on would repeat itself.
-            study.sampler = instantiate(settings["sampler"], seed=plain["seed"] + len(study.trials))
+            study.sampler = build(settings["sampler"], "search.sampler", seed=plain["seed"] + len(study.trials))
             study.optimize(
                 lambda trial: _run_trial(trial, config, drawing),
                 n_trials=1,
@@ -158,6 +159,21 @@ def _suggest(trial: optuna.Trial, path: str, values: Any) -> Any:
     return trial.suggest_float(path, float(values.low), float(values.high), log=logarithmic)
 
 
+def _check_search(settings: Mapping[str, Any]) -> None:
+    """``UserError`` for what is no setting of a search, or out of its range."""
+    known = ("trials", "timeout", "metric", "sampler", "pruner", "space")
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean 'search.{near[0]}'?" if near else f"it knows {', '.join(known)}."
+            raise UserError(f"'search.{name}' is not a setting of a search; {hint}")
+    trials, timeout = settings["trials"], settings["timeout"]
+    if type(trials) is not int or trials < 0:
+        raise UserError(f"search.trials is {trials!r}; it must be a whole number of 0 or more.")
+    if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):
+        raise UserError(f"search.timeout is {timeout!r}; it must be more than 0 seconds, or null.")
+
+
 def _check_space(config: DictConfig) -> None:
     """``UserError`` unless every path is a setting of the run and its values say what to draw from."""
     for path, values in config.search.space.items():
@@ -167,13 +183,18 @@ def _check_space(config: DictConfig) -> None:
             raise UserError(
                 f"search.space has '{path}: {values}'; needed is {{choices: [...]}} or {{low: A, high: B, log: true}}."
             )
+        if is_range and any(type(end) not in (int, float) for end in (values.low, values.high)):
+            raise UserError(f"search.space has '{path}' from {values.low!r} to {values.high!r}; both must be numbers.")
+        if is_range and values.get("log") and not values.low > 0:
+            raise UserError(f"search.space has '{path}' from {values.low}; with log: true it must be more than 0.")
         if is_range and not values.low < values.high:
             raise UserError(f"search.space has '{path}' from {values.low} to {values.high}; the first must be less.")
         if str(path).split(".")[0] not in config:
             raise UserError(f"search.space names '{path}', which is no setting of this run.")
         tried = config.copy()
-        OmegaConf.update(tried, str(path), values.low if is_range else values.choices[0], force_add=True)
-        check_keys(tried)
+        for value in (values.low, values.high) if is_range else values.choices:
+            OmegaConf.update(tried, str(path), value, force_add=True)
+            check_keys(tried)
 
 
 def _requeue_cut_off(study: optuna.Study, folder: Path) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from opir_lightning.config import check_keys, config_dir, explain_user_errors, register_schemas
+from opir_lightning.config import build, check_keys, config_dir, explain_user_errors, first_sentence, register_schemas
 from opir_lightning.disk import cannot_write, lossy_streams, quieten_full_logs
 from opir_lightning.errors import NothingFoundError, UserError
 from opir_lightning.files import remove_leftovers
 from opir_lightning.presets import suggest_layout
+from opir_lightning.ranges import check_ranges
 from opir_lightning.resume import find_progress, how_to_go_on, settings_of
 from opir_lightning.sweep import alone_in, in_sweep, keep_settings, refuse_processes, run_as_job
 from opir_lightning.threads import limit_spinning, use_threads
@@ -85,13 +86,15 @@ def train(config: DictConfig) -> Path:
 
 def _fit(trainer: Trainer, module: RestorationModule, data: RestorationData, resume: str | None) -> None:
     """Train; where that is interrupted, say how to go on, and leave with a status that is not 0."""
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
     from opir_lightning.data.watched_loader import explain_lost_workers
 
     try:
         with explain_lost_workers():
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:  # what Lightning finds only now, such as a metric that is not logged
+        raise UserError(f"Lightning cannot train with these settings: {first_sentence(error)}") from error
     except SystemExit as leaving:
         told = isinstance(leaving, SIGTERMException)
         if trainer.is_global_zero:
@@ -111,7 +114,6 @@ def assemble(
         plain: the configuration.
         callbacks: further ones.
     """
-    from hydra.utils import instantiate
     from lightning import seed_everything
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -121,32 +123,31 @@ def assemble(
     from opir_lightning.training.callbacks import CompiledPredictor, GraphedStep
     from opir_lightning.training.checkpointing import CheckpointFiles
 
-    if plain["task_code"] not in ("blind", "label"):
-        raise UserError(f"task_code is '{plain['task_code']}'; it must be blind or label.")
+    check_ranges(plain)
     use_threads(plain["threads"])
     seed_everything(plain["seed"], workers=True, verbose=False)
     _check_tasks(plain)
-    data = instantiate(plain["data"], _convert_="all")
+    data = build(plain["data"], "data")
     try:
         data.prepare_sets()
     except NothingFoundError as error:
         hint = "" if data.root is None else suggest_layout(data.root, roles=["train"])
         raise UserError(f"{error} {hint}".strip()) from error
-    net = instantiate(plain["model"], _convert_="all")
+    net = build(plain["model"], "model")
     if plain["init"] is not None:
         start_from(net, plain["init"])
         log.info("Starting from the weights %s.", plain["init"])
     module = RestorationModule(
         net=net,
-        loss=instantiate(plain["loss"], _convert_="all"),
-        optimizer=instantiate(plain["optimizer"], _convert_="all"),
-        schedule=instantiate(plain["schedule"]),
+        loss=build(plain["loss"], "loss"),
+        optimizer=build(plain["optimizer"], "optimizer"),
+        schedule=build(plain["schedule"], "schedule"),
         task_lr_factor=plain["task_lr_factor"],
         task_code=plain["task_code"],
         val_sets=[val_set.name for val_set in data.val_sets],
         config=plain,
     )
-    named = [instantiate(node, _convert_="all") for node in plain["callbacks"].values() if node]
+    named = [build(node, f"callbacks.{name}") for name, node in plain["callbacks"].items() if node]
     if plain["compile"]:
         named.append(CompiledPredictor(batch_size=data.batch_size, crop=data.crop))
     if plain["cuda_graph"]:
@@ -154,10 +155,11 @@ def assemble(
     callbacks = [*named, *callbacks]
     # Where all of them are left out, Lightning would write checkpoints as it likes.
     writes = {} if any(isinstance(c, ModelCheckpoint) for c in callbacks) else {"enable_checkpointing": False}
-    further = [instantiate(node, _convert_="all") for node in plain["trainer"].get("plugins") or []]
-    trainer = instantiate(
+    further = [build(node, "trainer.plugins") for node in plain["trainer"].get("plugins") or []]
+    trainer = build(
         plain["trainer"],
-        logger=[instantiate(node, _convert_="all") for node in plain["logger"].values() if node],
+        "trainer",
+        logger=[build(node, f"logger.{name}") for name, node in plain["logger"].items() if node],
         callbacks=callbacks,
         plugins=[*further, CheckpointFiles(plain["on_full_disk"])],
         default_root_dir=plain["run_dir"],

@@ -124,6 +124,11 @@ def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
     for name in ("crop", "batch_size", "epoch_samples"):
         with pytest.raises(UserError, match=rf"data\.{name} is 0; it must be 1 or more"):
             data(root, **{name: 0})
+    for name, number, least in (("val_pictures", -1, 1), ("val_centre", 0, 16)):
+        with pytest.raises(UserError, match=rf"data\.{name} is {number}; it must be {least} or more, or null"):
+            data(root, **{name: number})
+    with pytest.raises(UserError, match=r"data\.crop is 4097; it must be 4096 or less"):
+        data(root, crop=4097)
     with pytest.raises(UserError, match=r"data\.workers is -1; it must be 0 or more, or null"):
         data(root, workers=-1)
     wrong = {"label_share": 30, "heard_alone": -0.1, "jitter": 1.5, "broken_share": float("nan")}
@@ -131,3 +136,27 @@ def test_an_epoch_without_a_batch_and_shares_that_are_none_are_refused(root):
     for name, share in wrong.items():
         with pytest.raises(UserError, match=rf"data\.{name} is {share:g}; it is a share and must be in \[0, 1\]"):
             data(root, **{name: share})
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_no_share_of_a_mixture_is_refused(role, weight):
+    source = CleanFolder(task="noise", degradation=Noise(), folders=[], weight=weight)
+    with pytest.raises(UserError, match=rf"data\.{role}\.mine\.weight is {weight:g}; it must be 0 or more"):
+        data(**{role: {"mine": source}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong"), [("val_severity", (1.0, 0.3)), ("resize", (3.0, 0.6)), ("jpeg", (98.0, 70.0))]
+)
+def test_a_range_whose_ends_are_in_the_wrong_order_is_refused(setting, wrong):
+    with pytest.raises(UserError, match=rf"data\.{setting} is .*its first end must not be more than its second"):
+        data(**{setting: wrong})
+
+
+def test_a_source_of_a_task_that_nobody_knows_is_left_out_and_that_is_said(caplog):
+    mistyped = CleanFolder(task="nois", degradation=Noise(), folders=[])
+    other = CleanFolder(task="rain", degradation=Noise(), folders=[])
+    data(train={**NOISE, "typo": mistyped, "other": other}).prepare_sets()
+    (said,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert said == "typo is of the task 'nois', which is none of the run's: left out."

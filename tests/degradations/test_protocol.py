@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import random
 import tempfile
@@ -264,3 +265,27 @@ def test_wrong_severity_is_refused(name, severity, photo):
 def test_wrong_settings_are_refused_with_their_name(kind, settings, said):
     with pytest.raises(UserError, match=said):
         kind(**settings)
+
+
+RANGES = [
+    (kind, name)
+    for kind in (Identity, Noise, Rain, Haze, Blur, LowLight, Jpeg)
+    for name, parameter in inspect.signature(kind).parameters.items()
+    if parameter.annotation == "Range"
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), RANGES, ids=lambda value: getattr(value, "__name__", value))
+def test_the_ends_of_a_range_in_the_wrong_order_are_refused(kind, name):
+    first, second = inspect.signature(kind).parameters[name].default
+    more = {"degradation": Identity()} if kind is Jpeg else {}
+    if first == second:  # Identity's noise
+        second += 1
+    kind(**more, **{name: [first, second]})
+    kind(**more, **{name: [first, first]})
+    with pytest.raises(UserError, match=rf"^{name} is .*; its first end must not be (more|less) than its second\.$"):
+        kind(**more, **{name: [second, first]})
+
+
+def test_all_ranges_are_among_them():
+    assert len(RANGES) > 40

@@ -243,6 +243,8 @@ def test_settings_rebuild_the_same_network():
         ({"dilations": []}, "dilations"),
         ({"uncertainty": "maybe"}, "learned, tap_mean, off"),
         ({"decoder_blocks": [1]}, "decoder_blocks"),
+        ({"middle_blocks": -1}, "middle_blocks is -1; it must be 0 or more"),
+        ({"encoder_blocks": [1, -1]}, "encoder_blocks is .* 0 or more at each level"),
     ],
 )
 def test_wrong_settings_are_named(settings, said):

@@ -269,6 +269,8 @@ def test_schedule_rises_then_falls_to_its_last_share():
     assert schedule(1.5) == pytest.approx(0.02)
     with pytest.raises(ValueError, match="share"):
         WarmupCosine(warmup=math.inf)
+    with pytest.raises(ValueError, match=r"schedule\.last is -1; it is a factor"):
+        WarmupCosine(last=-1)
 
 
 def test_what_the_optimizer_does_not_take_is_one_sentence(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,11 +31,13 @@ from opir_lightning.data.store import ImageStore, PackedStore, default_pack_fold
 from opir_lightning.data.watched_loader import WatchedLoader
 from opir_lightning.data.workers import begin_worker
 from opir_lightning.degradations import Jpeg
-from opir_lightning.degradations.base import Range
+from opir_lightning.degradations.base import Range, as_interval
 from opir_lightning.errors import NothingFoundError, UserError
-from opir_lightning.types import Batch
+from opir_lightning.types import Batch, Task
 
 log = logging.getLogger(__name__)
+LARGEST_CROP = 4096  # pixels; a single one of this size already takes gigabytes while it is degraded and trained on
+SMALLEST_CENTRE = 16  # pixels; what is scored is cut to multiples of it
 
 
 class RestorationData(LightningDataModule):
@@ -115,6 +118,11 @@ class RestorationData(LightningDataModule):
         for name, count in (("crop", crop), ("batch_size", batch_size), ("epoch_samples", epoch_samples)):
             if count < 1:
                 raise UserError(f"data.{name} is {count}; it must be 1 or more.")
+        if crop > LARGEST_CROP:
+            raise UserError(f"data.crop is {crop}; it must be {LARGEST_CROP} or less, or no memory holds a batch.")
+        for name, most, least in (("val_pictures", val_pictures, 1), ("val_centre", val_centre, SMALLEST_CENTRE)):
+            if most is not None and most < least:
+                raise UserError(f"data.{name} is {most}; it must be {least} or more, or null.")
         if workers is not None and workers < 0:
             raise UserError(f"data.workers is {workers}; it must be 0 or more, or null.")
         shares = {"label_share": label_share, "heard_alone": heard_alone, "broken_share": broken_share}
@@ -122,6 +130,11 @@ class RestorationData(LightningDataModule):
         for name, share in (*shares.items(), ("jitter", jitter)):
             if not 0 <= share <= 1:
                 raise UserError(f"data.{name} is {share:g}; it is a share and must be in [0, 1].")
+        _check_weights("train", train)
+        _check_weights("val", val)
+        as_interval("data.val_severity", val_severity, low=0.0, high=1.0)
+        as_interval("data.resize", resize, low=0.1, high=10.0)
+        as_interval("data.jpeg", jpeg, low=1.0, high=100.0)
         self.stalled_after, self.stop_stalled_after = stalled_after, stop_stalled_after
         self.root = None if root is None else Path(root)
         self.tasks, self.train, self.val = list(tasks), dict(train), dict(val)
@@ -277,6 +290,8 @@ class RestorationData(LightningDataModule):
         absent: list[str] = []
         for name, source in sources.items():
             if source.task not in self.tasks:
+                if source.task not in list(Task):  # or a mistyped one would be left out unsaid
+                    log.warning("%s is of the task '%s', which is none of the run's: left out.", name, source.task)
                 continue
             items = source.items(self.root, embedded=embedded)
             if items and source.weight > 0:
@@ -340,3 +355,12 @@ class RestorationData(LightningDataModule):
             f"No training pictures were found in '{self.root}'; expected at least one of the folders "
             f"{', '.join(wanted)} with pictures in it. Set data.root to the folder that holds them."
         )
+
+
+def _check_weights(role: str, sources: Mapping[str, Source]) -> None:
+    """`UserError` for a weight that is no share of a mixture: a negative one would leave the source out unsaid."""
+    for name, source in sources.items():
+        if not 0 <= source.weight < math.inf:
+            raise UserError(
+                f"data.{role}.{name}.weight is {source.weight:g}; it must be 0 or more, where 0 leaves the source out."
+            )

@@ -110,11 +110,20 @@ def check_image(image: Tensor) -> None:
         raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}; divide 8-bit values by 255")
 
 
-def as_interval(name: str, value: Range, *, low: float = -math.inf, high: float = math.inf) -> Interval:
+def as_interval(
+    name: str, value: Range, *, low: float = -math.inf, high: float = math.inf, falling: bool = False
+) -> Interval:
     """Turn a configured number or pair into ``(first, second)``.
 
+    Args:
+        name: of the setting.
+        value: as it was configured.
+        low, high: between these both ends must lie.
+        falling: the first end is the larger one, as what there is less of in a worse picture.
+
     Raises:
-        UserError: it is no number or pair of numbers, or an end lies outside ``[low, high]``.
+        UserError: it is no number or pair of numbers, an end lies outside ``[low, high]``, or the two are in the wrong
+            order.
     """
     try:
         ends = (float(value),) * 2 if isinstance(value, int | float) else tuple(float(end) for end in value)
@@ -124,6 +133,9 @@ def as_interval(name: str, value: Range, *, low: float = -math.inf, high: float 
         raise UserError(f"{name} is {value!r}; it needs a number or a list of two numbers, [first, second].")
     if not all(low <= end <= high for end in ends):
         raise UserError(f"{name} is {value!r}; both ends must lie between {low:g} and {high:g}.")
+    if ends[0] != ends[1] and (ends[0] > ends[1]) != falling:
+        wrong = "less" if falling else "more"
+        raise UserError(f"{name} is {value!r}; its first end must not be {wrong} than its second.")
     return ends[0], ends[1]
 
 

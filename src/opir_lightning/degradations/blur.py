@@ -151,7 +151,7 @@ class Blur(Batched):
         defocus_share: float = 0.25,
         gaussian_share: float = 0.05,
         measured_share: float = 0.0,
-        kernels: Sequence[str | Path] = (),
+        kernels: Sequence[str | Path] | str | Path = (),
         turned: bool = True,
         roll_share: float = 0.15,
         roll: Range = (0.2, 1.0),

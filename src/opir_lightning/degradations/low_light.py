@@ -180,7 +180,7 @@ class LowLight(Batched):
         severity: Range = (0.0, 1.0),
         quantise: bool = True,
     ) -> None:
-        self.exposure = as_interval("exposure", exposure, low=1e-4, high=1.0)
+        self.exposure = as_interval("exposure", exposure, low=1e-4, high=1.0, falling=True)
         self.curve = as_interval("curve", curve, low=0.1, high=10.0)
         self.cast = as_interval("cast", cast, low=0.05, high=20.0)
         self.lamp_share = as_share("lamp_share", lamp_share)

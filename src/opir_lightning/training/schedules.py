@@ -15,12 +15,14 @@ class WarmupCosine:
         last: factor at the end.
 
     Raises:
-        UserError: the warm-up is out of its range.
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, *, warmup: float = 0.02, last: float = 0.01) -> None:
         if not 0 <= warmup < 1:
             raise UserError(f"schedule.warmup is {warmup:g}; it is a share of the training and must be in [0, 1).")
+        if not 0 <= last < math.inf:
+            raise UserError(f"schedule.last is {last:g}; it is a factor of the learning rate and must be 0 or more.")
         self.warmup, self.last = warmup, last
 
     def __call__(self, progress: float) -> float:

@@ -33,6 +33,8 @@ class ExponentialMovingAverage(WeightAveraging):
             raise UserError(f"callbacks.ema.decay is {decay:g}; it is a share and must be in [0, 1).")
         if every < 1:
             raise UserError(f"callbacks.ema.every is {every}; it must be 1 step or more.")
+        if after < 0:
+            raise UserError(f"callbacks.ema.after is {after}; it must be 0 steps or more.")
         # The foreach form: the per-tensor default took 3 ms a step for the some 200 small tensors of opir_tiny.
         super().__init__(use_buffers=True, multi_avg_fn=_warming_up(decay, every))
         self.every, self.after = every, after

@@ -28,10 +28,12 @@ class OperatorPictures(Callback):
             window that the pixel depends on.
 
     Raises:
-        UserError: a place is not two numbers in [0, 1].
+        UserError: a place is not two numbers in [0, 1], or the picture a negative number.
     """
 
     def __init__(self, *, folder: str, picture: int = 0, pixels: Sequence[tuple[float, float]] = ((0.5, 0.5),)) -> None:
+        if picture < 0:
+            raise UserError(f"callbacks.operators.picture is {picture}; it must be 0 or more.")
         for place in pixels:
             if len(place) != 2 or not all(0 <= share <= 1 for share in place):
                 raise UserError(f"callbacks.operators.pixels has {place}; a pixel is [down, across], both in [0, 1].")

@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from PIL import Image
 from torch import Tensor
 
+from opir_lightning.errors import UserError
 from opir_lightning.pictures import panel, to_pixels
 from opir_lightning.training.callbacks.showing import show
 from opir_lightning.training.module import RestorationModule, Validated
@@ -27,9 +28,14 @@ class PicturePanels(Callback):
         folder: where ``step_<n>.png`` and ``pictures.csv`` go.
         picture: which picture of each set.
         side: the top left square of this side in pixels is shown.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, *, folder: str, picture: int = 0, side: int = 256) -> None:
+        if picture < 0 or side < 1:
+            raise UserError(f"callbacks.panels has picture={picture} and side={side}; at least 0 and 1 are needed.")
         self.folder, self.picture, self.side = Path(folder), picture, side
         self.rows: list[tuple[dict[str, Any], list[Tensor]]] = []
 
