@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,11 +47,16 @@ def check_value(name: str, value: Any, constructor: Callable[..., Any], paramete
     """
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
     try:
-        kind = get_type_hints(function).get(parameter, Any)
+        kind = _hints(function).get(parameter, Any)
     except Exception:  # somebody else's annotation that only type checkers can read
         return None
     found = _misfit(name, value, kind, str(getattr(function, "__module__", "")).startswith("opir_lightning"))
     return found and f"{found.name} is {_shown(found.value)}; it must be {_or(_described(found.kind))}."
+
+
+@functools.cache  # a sweep checks hundreds of configurations of the same constructors
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function)
 
 
 def _misfit(name: str, value: Any, kind: Any, exact: bool) -> _Misfit | None:
