@@ -13,8 +13,8 @@ import pyvips
 from PIL import Image, ImageCms
 
 from opir_lightning.errors import UserError
-from opir_lightning.picture_files import Picture, read_picture, write_picture
-from opir_lightning.picture_files.png_chunks import text
+from opir_lightning.picture_files import Picture, read_picture, write_map, write_picture
+from opir_lightning.picture_files.png_chunks import Inserter, text
 from opir_lightning.side_pictures import write_comparison
 
 EXPOSURE, PLACE = 34665, 34853
@@ -198,12 +198,38 @@ def test_texts_beyond_all_measure_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_png_that_finds_no_room_says_so():
-    from opir_lightning.picture_files.png_chunks import Inserter
-
     with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
         inserter = Inserter(full, [text("Title", "x")])
         assert inserter.write(bytes(100)) == -1
     assert "No space left" in str(inserter.error)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.webp", "map.tiff"])
+def test_an_interruption_while_a_large_file_is_written_is_one(tmp_path, name):
+    told = []
+
+    def progress() -> None:
+        told.append(name)
+        raise KeyboardInterrupt
+
+    large = np.zeros((3000, 2000, 3), np.uint8)
+    write, what = (
+        (write_map, large[..., 0].astype(np.float32)) if name == "map.tiff" else (write_picture, Picture(large))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        write(what, tmp_path / name, progress=progress)
+    assert told
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_a_part_of_a_png_is_written_is_kept():
+    class Interrupted(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            raise KeyboardInterrupt
+
+    inserter = Inserter(Interrupted(), [])
+    assert inserter.write(bytes(100)) == -1
+    assert isinstance(inserter.error, KeyboardInterrupt)
 
 
 def test_a_comparison_has_the_colours_of_its_picture(tmp_path):

@@ -112,12 +112,13 @@ def other_colours(chunks: Iterable[Chunk]) -> str | None:
 class Inserter:
     """Puts chunks behind the header of a PNG file while that is written to a file.
 
-    What goes wrong while a library calls `write` is kept in ``error``.
+    What goes wrong while a library calls `write`, an interruption included, is kept in ``error``: through the library it
+    could not be raised.
     """
 
     def __init__(self, file: IO[bytes], chunks: Iterable[Chunk]) -> None:
         self._file, self._place = file, 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self._block = b"".join(
             struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
             for kind, content in chunks
@@ -132,7 +133,7 @@ class Inserter:
                 self._file.write(data[:here] + self._block + data[here:])
             else:
                 self._file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             return -1
         self._place += len(data)

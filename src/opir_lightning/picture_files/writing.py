@@ -57,12 +57,13 @@ def write_picture(
     kind, options = FORMATS[path.suffix.lower()]
     if quality is not None and kind in QUALITY:
         options = {**options, QUALITY[kind]: quality}
+    interrupted: list[BaseException] = []
     with replaced_atomically(path) as temporary:
         try:
             if kind != "png" and "icc-profile-data" not in picture.metadata and (by := other_colours(picture.chunks)):
                 raise UserError(f"its colours are not those of sRGB (by its chunk {by}), which only a PNG can keep")
             image = _to_vips(picture, kind)
-            _report(image, progress)
+            _report(image, progress, interrupted)
             if kind.isupper():
                 _save_with_pillow(image, temporary, kind, options)
             elif kind == "png":
@@ -79,7 +80,10 @@ def write_picture(
                 getattr(image, f"{kind}save")(str(temporary), **options)
         except UserError:
             raise
-        except Exception as error:  # beyond what the format can hold, or the disk is full
+        except Exception as error:
+            if interrupted:
+                raise interrupted[0] from None
+            # beyond what the format can hold, or the disk is full
             raise UserError(f"the result cannot be written as {kind.upper()}: {last_line(error)}") from error
 
 
@@ -96,12 +100,15 @@ def write_map(values: np.ndarray, path: Path, *, progress: Callable[[], None] | 
     """
     import pyvips
 
+    interrupted: list[BaseException] = []
     with replaced_atomically(path) as temporary:
         image = pyvips.Image.new_from_memory(values.data, values.shape[1], values.shape[0], 1, "float")
-        _report(image, progress)
+        _report(image, progress, interrupted)
         try:
             image.tiffsave(str(temporary), compression="lzw", predictor="float", bigtiff=_is_big(image))
         except pyvips.Error as error:
+            if interrupted:
+                raise interrupted[0] from None
             raise UserError(f"the map cannot be written: {last_line(error)}") from error
 
 
@@ -110,10 +117,23 @@ def _is_big(image: pyvips.Image) -> bool:
     return image.width * image.height * image.bands * bytes_each > LARGEST_USUAL_TIFF
 
 
-def _report(image: pyvips.Image, progress: Callable[[], None] | None) -> None:
-    if progress is not None:
-        image.set_progress(True)
-        image.signal_connect("eval", lambda *_: progress())
+def _report(image: pyvips.Image, progress: Callable[[], None] | None, interrupted: list[BaseException]) -> None:
+    """Let ``progress`` be called while the image is computed; what that raises ends it, and is put into the list.
+
+    An interruption (Ctrl-C) comes while Python runs, here most likely; through libvips it could not be raised.
+    """
+    if progress is None:
+        return
+
+    def call(*_: object) -> None:
+        try:
+            progress()
+        except BaseException as error:
+            interrupted.append(error)
+            image.set_kill(True)
+
+    image.set_progress(True)
+    image.signal_connect("eval", call)
 
 
 def _save_with_pillow(image: pyvips.Image, path: Path, kind: str, options: Mapping[str, Any]) -> None:
