@@ -112,8 +112,8 @@ def other_colours(chunks: Iterable[Chunk]) -> str | None:
 class Inserter:
     """Puts chunks behind the header of a PNG file while that is written to a file.
 
-    What goes wrong while a library calls `write`, an interruption included, is kept in ``error``: through the library it
-    could not be raised.
+    What goes wrong while a library calls `write`, an interruption included, is kept in ``error``: it could not be
+    raised through the library.
     """
 
     def __init__(self, file: IO[bytes], chunks: Iterable[Chunk]) -> None:
