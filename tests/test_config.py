@@ -152,6 +152,8 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_is_needed(override, said):
         "optimizer.fused=null",
         "trainer.max_steps=1e5",
         "trainer.max_time={minutes: 5}",
+        "trainer.max_time={minutes: 0.5}",
+        f"optimizer.lr={10**400}",
         "trainer.devices=[0]",
         "trainer.precision=32",
         "+trainer.profiler=simple",
@@ -166,6 +168,15 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_is_needed(override, said):
 )
 def test_what_a_constructor_takes_is_left_alone(override):
     check_keys(changed(override))
+
+
+def test_a_constructor_that_says_nothing_is_named():
+    with pytest.raises(UserError, match="'mine' cannot be built with its settings: ValueError"):
+        build({"_target_": "test_config.refuse"}, "mine")
+
+
+def refuse() -> None:
+    raise ValueError
 
 
 def test_the_annotations_of_everything_in_conf_can_be_read():

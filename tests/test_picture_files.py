@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from opir_lightning.errors import UserError
 from opir_lightning.picture_files import Picture, read_picture, write_map, write_picture
+from opir_lightning.picture_files.exif import Entry, read_entries
 from opir_lightning.picture_files.png_chunks import Inserter, text
 from opir_lightning.side_pictures import write_comparison
 
@@ -193,8 +194,40 @@ def test_animations_are_told_by_their_chunks_and_not_by_their_words(tmp_path):
 def test_texts_beyond_all_measure_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("opir_lightning.picture_files.png_chunks.MOST_BYTES", 100)
     path = png(tmp_path / "a.png", *[(b"tEXt", b"Comment\0" + b"x" * 40)] * 3)
-    with pytest.raises(UserError, match="its texts take more than 100 bytes"):
+    with pytest.raises(UserError, match="its texts are more than 1000, or than 100 bytes"):
         read_picture(path)
+
+
+def test_a_png_of_a_great_many_texts_is_refused_and_letters_of_any_kind_are_none_of_our_business(tmp_path):
+    with pytest.raises(UserError, match="its texts are more than 1000"):
+        read_picture(png(tmp_path / "a.png", *[(b"tEXt", b"a\0b")] * 1001))
+    path = png(tmp_path / "b.png", (b"tEXt", b"\xc4hnlich\0ja"))
+    write_picture(read_picture(path), tmp_path / "c.png")
+    assert b"tEXt\xc4hnlich\0ja" in (tmp_path / "c.png").read_bytes()
+
+
+def test_directories_that_lead_to_themselves_and_entries_that_share_values_cost_nothing(tmp_path):
+    path = tmp_path / "a.tif"
+    pointers = b"".join(struct.pack("<HHLL", 34665, 4, 1, 8) for _ in range(900))
+    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", 900) + pointers + bytes(4))
+    assert read_entries(path) == [Entry(34665, 4, [])]
+    shared = b"".join(struct.pack("<HHLL", 315, 2, 2**19, 8 + 2 + 12 * 900 + 4) for _ in range(900))
+    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", 900) + shared + bytes(4) + b"x" * 2**19)
+    assert [(entry.tag, len(entry.values)) for entry in read_entries(path)] == [(315, 2**19)]
+    # In a directory of the exposure any tag may be, so there it is the sum that ends it.
+    many = b"".join(struct.pack("<HHLL", tag, 7, 2**19, 26 + 12 * 900 + 6) for tag in range(900))
+    content = b"II*\0\x08\0\0\0" + struct.pack("<HHHLLL", 1, 34665, 4, 1, 26, 0)
+    path.write_bytes(content + struct.pack("<H", 900) + many + bytes(4) + b"x" * 2**19)
+    ((_, _, below),) = read_entries(path)
+    assert sum(len(entry.values) for entry in below) < 2**24
+
+
+def test_a_pointer_that_leads_nowhere_costs_nothing_else(tmp_path):
+    path = tmp_path / "a.tif"
+    entries = [(34665, 4, 1, 2**31), (34853, 4, 2, 8), (315, 2, 4, int.from_bytes(b"abc\0", "little"))]
+    block = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(entries))
+    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", 3) + block + bytes(4))
+    assert [entry for entry in read_entries(path) if entry.tag == 315] == [Entry(315, 2, b"abc\0")]
 
 
 def test_a_png_that_finds_no_room_says_so():
@@ -296,7 +329,10 @@ def test_resolution_stays_in_a_bmp(tmp_path):
 
 def test_a_lossless_webp_stays_without_loss_unless_a_quality_is_asked_for(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.webp", lossless=True)
-    Image.fromarray(pixels()).save(tmp_path / "lossy.webp", quality=90)
+    Image.fromarray(pixels()).save(tmp_path / "more.webp", lossless=True, exif=exif(), xmp=XMP)
+    Image.fromarray(pixels()).save(tmp_path / "lossy.webp", quality=90, exif=exif())
+    assert read_picture(tmp_path / "more.webp").lossless
+    assert not read_picture(tmp_path / "lossy.webp").lossless
     picture = read_picture(tmp_path / "a.webp")
     write_picture(picture, tmp_path / "b.webp")
     assert np.array_equal(read_picture(tmp_path / "b.webp").pixels, pixels())

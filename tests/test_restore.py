@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,37 @@ def test_the_folder_of_the_pictures_is_not_that_of_the_results(weights, tmp_path
         run(weights, tmp_path / "in", "-o", tmp_path / "in", "--format", "png")
     assert "would be taken for pictures the next time" in capsys.readouterr().err
     assert files(tmp_path / "in") == ["a.jpg"]
+
+
+def test_colours_that_cannot_be_kept_are_told_before_anything_is_done(weights, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = b"gAMA" + (100_000).to_bytes(4, "big")
+    chunk = (4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    with monkeypatch.context() as patch:
+        patch.setattr(Restorer, "restore_pixels", None)
+        arguments = (tmp_path / "a.png", "-o", tmp_path / "out", "--format", "jpg", "--compare")
+        assert run(weights, *arguments) == 1
+    assert "by its chunk gAMA" in capsys.readouterr().err
+    assert files(tmp_path / "out") == []
+    assert run(weights, tmp_path / "a.png", "-o", tmp_path / "out") == 0
+
+
+def test_links_in_a_circle_are_named_and_an_interruption_while_planning_is_one(weights, tmp_path, capsys, monkeypatch):
+    write(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to(tmp_path / "in" / "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(tmp_path / "out" / "a.png")
+    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 1
+    assert "b.png: the link leads nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a.png").is_symlink()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("opir_lightning.restore.plan", interrupted)
+    assert run(weights, tmp_path / "in", "-o", tmp_path / "out") == 130
 
 
 def test_links_to_folders_are_followed_and_no_folder_is_restored_twice(weights, tmp_path, capsys):

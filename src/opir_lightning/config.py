@@ -291,7 +291,8 @@ def build(node: Any, where: str, **more: Any) -> Any:
 
 def first_sentence(error: BaseException) -> str:
     """What a library says, without the advice that may follow in further lines."""
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
 
 
 def user_error(error: BaseException) -> UserError | None:

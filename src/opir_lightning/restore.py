@@ -20,7 +20,7 @@ from opir_lightning.errors import UserError
 from opir_lightning.files import kind_of, remove_leftovers
 from opir_lightning.memory import Scratch, out_of_memory
 from opir_lightning.outside import printable
-from opir_lightning.picture_files import FORMATS, LARGE, SUFFIXES, read_picture, write_picture
+from opir_lightning.picture_files import FORMATS, LARGE, SUFFIXES, check_colours, read_picture, write_picture
 from opir_lightning.restore_plan import Job, plan
 from opir_lightning.side_pictures import write_comparison, write_uncertainty
 from opir_lightning.threads import limit_spinning
@@ -51,10 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told_to_end() -> Iterator[None]:
     """What batch systems and closed windows send ends the command as Ctrl-C does: nothing half-written stays."""
 
+    before: dict[int, Any] = {}
+
     def stop(number: int, _: object) -> None:
+        for handled in before:  # a second one would stop the tidying up
+            signal.signal(handled, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    before = {}
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -69,17 +72,17 @@ def _told_to_end() -> Iterator[None]:
 
 def _main(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
-        jobs, failed = plan(
-            args.inputs,
-            args.output,
-            recursive=args.recursive,
-            kind=args.format,
-            compare=args.compare,
-            uncertainty=args.uncertainty,
-        )
-    except UserError as error:
-        parser.error(str(error))
-    try:
+        try:
+            jobs, failed = plan(
+                args.inputs,
+                args.output,
+                recursive=args.recursive,
+                kind=args.format,
+                compare=args.compare,
+                uncertainty=args.uncertainty,
+            )
+        except UserError as error:
+            parser.error(str(error))
         return _run(jobs, failed, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -238,6 +241,7 @@ def _restore(restorer: Restorer, job: Job, args: argparse.Namespace, bar: Any) -
     start = bar.n
     scratch = Scratch(args.output)
     picture = read_picture(job.source, scratch=scratch)
+    check_colours(picture, job.result)  # now, not when hours have gone into it
     size = picture.pixels.shape[:2]
     allocate = scratch.empty if size[0] * size[1] > LARGE else np.empty
 

@@ -69,11 +69,11 @@ def plan(
                 name = name.with_suffix(f".{kind}")
             job = _job(source, output / name, compare=compare, uncertainty=uncertainty)
             other = jobs.setdefault(job.result, job)
-            if other.source.resolve() != source.resolve():
+            if _real(other.source) != _real(source):
                 raise UserError(f"'{other.source}' and '{source}' would both write '{job.result}'; restore them apart.")
     _check_outputs(list(jobs.values()))
     for given in inputs:
-        if kind_of(given) == "folder" and given.resolve() == output.resolve():
+        if kind_of(given) == "folder" and _real(given) == _real(output):
             raise UserError(
                 f"-o is the folder '{given}' of the pictures: the results would be taken for pictures the next time. "
                 "Choose another folder with -o."
@@ -82,11 +82,11 @@ def plan(
 
 
 def _check_outputs(jobs: list[Job]) -> None:
-    inputs = {job.source.resolve() for job in jobs}
+    inputs = {_real(job.source) for job in jobs}
     writers: dict[Path, Job] = {}
     for job in jobs:
         for path in job.outputs:
-            if path.resolve() in inputs:
+            if _real(path) in inputs:
                 raise UserError(f"The result '{path}' would overwrite an input; choose another folder with -o.")
             other = writers.setdefault(path, job)
             if other is not job:
@@ -98,17 +98,21 @@ def _pictures(folder: Path, output: Path, *, recursive: bool) -> tuple[list[Path
 
     Hidden files and folders and earlier results inside the folder are left out.
     """
-    results = output.resolve()
-    inside = results != folder.resolve()
+    results = _real(output)
+    inside = results != _real(folder)
     found: list[Path] = []
     paths, refused = _contents(folder, recursive=recursive)
     for path in paths:
         suffix = path.suffix.lower()
-        if path.name.startswith(".") or path.is_dir() or (suffix not in FORMATS and suffix not in UNSUPPORTED):
+        if (
+            path.name.startswith(".")
+            or kind_of(path) == "folder"
+            or (suffix not in FORMATS and suffix not in UNSUPPORTED)
+        ):
             continue
-        if inside and results in Path(os.path.realpath(path)).parents:
+        if inside and results in _real(path).parents:
             continue
-        if not path.is_file():
+        if kind_of(path) != "file":
             refused.append(f"{path}: {_why_no_file(path)}")
         elif suffix in UNSUPPORTED:
             refused.append(f"{path}: files of the kind '{suffix}' are not supported; convert it to one of {SUFFIXES}")
@@ -131,7 +135,7 @@ def _contents(folder: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
     waiting = deque([folder])
     while waiting:
         here = waiting.popleft()
-        if (real := here.resolve()) in seen:
+        if (real := _real(here)) in seen:
             continue
         seen.add(real)
         try:
@@ -140,7 +144,11 @@ def _contents(folder: Path, *, recursive: bool) -> tuple[list[Path], list[str]]:
             refused.append(f"{here}: {error.strerror}")
             continue
         paths += inside
-        below = [path for path in inside if path.is_dir() and not path.name.startswith(".")] if recursive else []
+        below = (
+            [path for path in inside if kind_of(path) == "folder" and not path.name.startswith(".")]
+            if recursive
+            else []
+        )
         waiting.extendleft(path for path in reversed(below) if not path.is_symlink())
         waiting.extend(path for path in below if path.is_symlink())
     return sorted(paths), refused
@@ -164,3 +172,8 @@ def _job(source: Path, result: Path, *, compare: bool, uncertainty: bool) -> Job
         uncertainty=result.with_name(f"{result.stem}_uncertainty.png") if uncertainty else None,
         values=result.with_name(f"{result.stem}_uncertainty.tiff") if uncertainty else None,
     )
+
+
+def _real(path: Path) -> Path:
+    """Without links; `Path.resolve` raises an error where they lead in a circle."""
+    return Path(os.path.realpath(path))

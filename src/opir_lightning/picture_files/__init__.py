@@ -6,7 +6,7 @@ not: BMP, and HEIC where its plugin ``pillow-heif`` is installed. Large pictures
 
 from opir_lightning.picture_files.kinds import FORMATS, SUFFIXES, UNSUPPORTED, Picture
 from opir_lightning.picture_files.reading import LARGE, read_picture, to_rgb
-from opir_lightning.picture_files.writing import EIGHT_BIT, WITHOUT_ALPHA, write_map, write_picture
+from opir_lightning.picture_files.writing import EIGHT_BIT, WITHOUT_ALPHA, check_colours, write_map, write_picture
 
 __all__ = [
     "EIGHT_BIT",
@@ -16,6 +16,7 @@ __all__ = [
     "UNSUPPORTED",
     "WITHOUT_ALPHA",
     "Picture",
+    "check_colours",
     "read_picture",
     "to_rgb",
     "write_map",

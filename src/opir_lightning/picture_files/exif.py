@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -26,9 +26,10 @@ POINTERS = (34665, 34853, 40965)  # whose value is the place of another director
 EXTRA_SAMPLES = 338
 # Bytes of a number, by type; the last three are those of BigTIFF.
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+UNREADABLE = (struct.error, OverflowError, ValueError, OSError)  # what places that are none lead to
 LONG, DIRECTORY_OF_BIG = 4, 18
 PAIRS = (5, 10)  # types of which a value is two numbers
-MOST_ENTRIES, MOST_BYTES = 1000, 2**20  # of a directory, of an entry
+MOST_ENTRIES, MOST_BYTES = 1000, 2**20  # of a directory, of an entry; of all directories of a file the same times 16
 _ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|>\s*))\d+")
 
 
@@ -147,30 +148,52 @@ def _start(file: IO[bytes]) -> tuple[_Format | None, int]:
 def _read(file: IO[bytes]) -> list[Entry]:
     try:
         form, place = _start(file)
-        return [] if form is None else _directory(file, form, place, depth=0)
-    except (struct.error, OverflowError, ValueError, OSError):
+        return [] if form is None else _directory(file, form, place, _Budget(), wanted={*DESCRIPTIVE, EXTRA_SAMPLES})
+    except UNREADABLE:
         return []
 
 
-def _directory(file: IO[bytes], form: _Format, place: int, depth: int) -> list[Entry]:
+class _Budget:
+    """What may still be read of a file, in which directories can lead to each other, and entries to the same values."""
+
+    def __init__(self) -> None:
+        self.bytes = 16 * MOST_BYTES
+        self.places: set[int] = set()  # of directories that were read
+
+
+def _directory(
+    file: IO[bytes], form: _Format, place: int, budget: _Budget, wanted: Collection[int] | None = None
+) -> list[Entry]:
+    """The entries with the wanted tags, None: all; each tag once, and no directory twice."""
+    if place in budget.places:
+        return []
+    budget.places.add(place)
     file.seek(place)
     count = min(form.read(file, "Q" if form.big else "H"), MOST_ENTRIES)
     raw = file.read(count * form.entry)
-    entries = []
+    entries: list[Entry] = []
+    seen: set[int] = set()
     for start in range(0, len(raw) - form.entry + 1, form.entry):
         tag, kind, number = struct.unpack_from(form.head, raw, start)
-        size = WIDTHS.get(kind, 0) * number * (2 if kind in PAIRS else 1)
-        if not 0 < size <= MOST_BYTES:
+        if tag in seen or (wanted is not None and tag not in wanted):
             continue
+        seen.add(tag)
+        size = WIDTHS.get(kind, 0) * number * (2 if kind in PAIRS else 1)
+        if not 0 < size <= min(MOST_BYTES, budget.bytes):
+            continue
+        budget.bytes -= size
         values = raw[start + form.entry - form.inline : start + form.entry]
         if tag in POINTERS:
-            if depth < 2:
+            if size in (4, 8) and size <= form.inline:
                 (below,) = struct.unpack_from(form.order + ("Q" if size == 8 else "L"), values)
-                with suppress(struct.error):  # one that leads nowhere
-                    entries.append(Entry(tag, LONG, _directory(file, form, below, depth + 1)))
+                with suppress(*UNREADABLE):  # one that leads nowhere
+                    entries.append(Entry(tag, LONG, _directory(file, form, below, budget)))
             continue
         if size > form.inline:
-            file.seek(struct.unpack(form.order + form.place, values)[0])
+            try:
+                file.seek(struct.unpack(form.order + form.place, values)[0])
+            except UNREADABLE:
+                continue
             values = file.read(size)
         if len(values) >= size:
             entries.append(Entry(tag, kind, _little(values[:size], WIDTHS[kind], form.order)))
@@ -186,7 +209,7 @@ def _pack(entries: Iterable[Entry], place: int, *, big: bool) -> bytes:
     form = _Format("<", big)
     entries = sorted(entries, key=lambda entry: entry.tag)
     head = struct.pack("<Q" if big else "<H", len(entries))
-    rest, behind = b"", place + len(head) + len(entries) * form.entry + form.inline
+    rest, behind = bytearray(), place + len(head) + len(entries) * form.entry + form.inline
     for tag, kind, values in entries:
         here = behind + len(rest)
         if isinstance(values, list):
@@ -200,4 +223,4 @@ def _pack(entries: Iterable[Entry], place: int, *, big: bool) -> bytes:
                 inline = struct.pack("<" + form.place, here)
         rest += bytes(len(rest) % 2)
         head += struct.pack(form.head, tag, kind, number) + inline.ljust(form.inline, b"\0")
-    return head + bytes(form.inline) + rest
+    return head + bytes(form.inline) + bytes(rest)

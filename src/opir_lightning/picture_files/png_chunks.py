@@ -20,7 +20,7 @@ TEXT = (b"tEXt", b"zTXt", b"iTXt")
 XMP = b"XML:com.adobe.xmp"
 # Of both, libvips keeps what they say by itself: written twice, they could contradict each other.
 NOT_KEPT = (XMP, b"Raw profile type ")
-MOST_BYTES = 2**24  # of all chunks that are kept
+MOST_BYTES, MOST_KEPT = 2**24, 1000  # of all chunks that are kept
 MOST_CHUNKS = 2**20  # in a file; libpng writes one for every 8 kB
 GAMMA = 45455  # of sRGB, in 1/100,000, as in gAMA
 PRIMARIES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)  # of sRGB, likewise, as in cHRM
@@ -40,14 +40,18 @@ def read_chunks(path: Path) -> tuple[Chunk, ...]:
         UserError: the file is an animation, or has more of it than can be kept.
     """
     kept: list[Chunk] = []
+    total = 0
     with path.open("rb") as file:
         for number, (kind, length) in enumerate(_headers(file)):
             if kind == b"acTL":
                 raise UserError("it is an animation and only still pictures can be restored; split it first")
+            if number >= MOST_CHUNKS:
+                raise UserError(f"it is in more than {MOST_CHUNKS} parts, which no program writes")
             if kind not in COLOUR and kind not in TEXT:
                 continue
-            if number > MOST_CHUNKS or sum(len(chunk.content) for chunk in kept) + length > MOST_BYTES:
-                raise UserError(f"its texts take more than {MOST_BYTES} bytes; remove them first")
+            total += length
+            if total > MOST_BYTES or len(kept) >= MOST_KEPT:
+                raise UserError(f"its texts are more than {MOST_KEPT}, or than {MOST_BYTES} bytes; remove them first")
             content = file.read(length)
             if len(content) == length and not (kind in TEXT and content.startswith(NOT_KEPT)):
                 kept.append(Chunk(kind, content))

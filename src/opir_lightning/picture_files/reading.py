@@ -40,6 +40,7 @@ from opir_lightning.picture_files.png_chunks import read_chunks
 if TYPE_CHECKING:
     import pyvips
 
+PNG_FIELDS = ("exif-data", "icc-profile-data", "xmp-data", "iptc-data", "resolution-unit", "xres", "yres")
 LARGE = 2**26  # pixels beyond which a picture is kept in a temporary file
 # Pixels of the largest picture: in memory 0.8 GiB of 8 bits, in a file 6 GiB.
 LARGEST, LARGEST_IN_FILE = 2**28, 2**31
@@ -92,7 +93,7 @@ def read_picture(path: Path | str, *, scratch: Scratch | None = None, most_pixel
         loader = _loader(start)
         if loader is None:
             raise ValueError("its content is of no known kind")
-        return _with_vips(path, loader, scratch, most, lossless=start[12:16] == b"VP8L")
+        return _with_vips(path, loader, scratch, most, lossless=loader == "webpload" and _without_loss(path))
 
 
 def _is_heic(start: bytes) -> bool:
@@ -114,6 +115,18 @@ def _loader(start: bytes) -> str | None:
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tiffload"
     return "heifload" if start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis") else None
+
+
+def _without_loss(path: Path) -> bool:
+    """Whether a WebP file keeps its pixels as they were; metadata may come before them."""
+    with path.open("rb") as file:
+        file.seek(12)
+        for _ in range(100):
+            kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+            if kind in (b"VP8L", b"VP8 ", b""):
+                return kind == b"VP8L"
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return False
 
 
 def _with_pillow(path: Path, kind: str, most_pixels: int) -> Picture:
@@ -210,7 +223,8 @@ def _with_vips(path: Path, loader: str, scratch: Scratch | None, most_pixels: in
         image = _full_range(image)
     metadata = {
         name: (image.get_typeof(name), image.get(name))
-        for name in image.get_fields()
+        # Names of texts of a PNG may be in letters that Python cannot read, and what they say is in its chunks.
+        for name in (image.get_fields() if loader != "pngload" else filter(image.get_typeof, PNG_FIELDS))
         if name.startswith(METADATA) and name != TURNED
     }
     if exif := exif_of(entries):

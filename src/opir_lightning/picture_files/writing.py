@@ -37,6 +37,13 @@ LARGEST_USUAL_TIFF = 2**31  # bytes of pixels
 USUAL_RESOLUTION = 72 / 25.4  # what is then written, because some formats have to say something
 
 
+def check_colours(picture: Picture, path: Path) -> None:
+    """Raise `UserError` where a file of this suffix could not say how the colours of a picture are meant."""
+    known = FORMATS[path.suffix.lower()][0] == "png" or "icc-profile-data" in picture.metadata
+    if not known and (by := other_colours(picture.chunks)):
+        raise UserError(f"its colours are not those of sRGB (by its chunk {by}), which only a PNG can keep")
+
+
 def write_picture(
     picture: Picture, path: Path, *, quality: int | None = None, progress: Callable[[], None] | None = None
 ) -> None:
@@ -60,8 +67,7 @@ def write_picture(
     interrupted: list[BaseException] = []
     with replaced_atomically(path) as temporary:
         try:
-            if kind != "png" and "icc-profile-data" not in picture.metadata and (by := other_colours(picture.chunks)):
-                raise UserError(f"its colours are not those of sRGB (by its chunk {by}), which only a PNG can keep")
+            check_colours(picture, path)
             image = _to_vips(picture, kind)
             _report(image, progress, interrupted)
             if kind.isupper():
