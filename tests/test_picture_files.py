@@ -222,6 +222,16 @@ def test_directories_that_lead_to_themselves_and_entries_that_share_values_cost_
     assert sum(len(entry.values) for entry in below) < 2**24
 
 
+def test_directories_in_directories_end_somewhere(tmp_path):
+    path = tmp_path / "a.tif"
+    chain = b"".join(struct.pack("<HHHLLL", 1, 34665, 4, 1, 8 + 18 * (place + 1), 0) for place in range(5000))
+    path.write_bytes(b"II*\0\x08\0\0\0" + chain)
+    entry, depth = read_entries(path), 0
+    while entry:
+        entry, depth = entry[0].values, depth + 1
+    assert depth == 4
+
+
 def test_a_pointer_that_leads_nowhere_costs_nothing_else(tmp_path):
     path = tmp_path / "a.tif"
     entries = [(34665, 4, 1, 2**31), (34853, 4, 2, 8), (315, 2, 4, int.from_bytes(b"abc\0", "little"))]

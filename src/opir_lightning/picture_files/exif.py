@@ -26,6 +26,7 @@ POINTERS = (34665, 34853, 40965)  # whose value is the place of another director
 EXTRA_SAMPLES = 338
 # Bytes of a number, by type; the last three are those of BigTIFF.
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+MOST_DIRECTORIES = 4  # the first, and those of the exposure, of the place, and of what goes with other programs
 UNREADABLE = (struct.error, OverflowError, ValueError, OSError)  # what places that are none lead to
 LONG, DIRECTORY_OF_BIG = 4, 18
 PAIRS = (5, 10)  # types of which a value is two numbers
@@ -165,7 +166,7 @@ def _directory(
     file: IO[bytes], form: _Format, place: int, budget: _Budget, wanted: Collection[int] | None = None
 ) -> list[Entry]:
     """The entries with the wanted tags, None: all; each tag once, and no directory twice."""
-    if place in budget.places:
+    if place in budget.places or len(budget.places) >= MOST_DIRECTORIES:
         return []
     budget.places.add(place)
     file.seek(place)
